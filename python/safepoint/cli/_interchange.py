@@ -1,0 +1,180 @@
+"""The verbs `export` and `import`: thin callers of safepoint.interchange."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from safepoint import errors
+from safepoint.cli._common import (
+    EXIT_BAD_NEWS,
+    AsJson,
+    Namespace,
+    Socket,
+    attempt_json,
+    connect,
+    console,
+    human_bytes,
+    print_json,
+    reported,
+    stderr,
+    the_namespace,
+)
+
+_LISTED = 5  # Names in one line.
+
+
+@contextmanager
+def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+    with Progress(*columns, console=stderr, disable=quiet) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _files_reported(directory: Path) -> Iterator[None]:
+    """What the file system refuses, as one line and an exit code."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.SafepointError):
+            raise
+        stderr.print(
+            f"{error.filename or directory}: {error.strerror or error}", style="red", highlight=False, soft_wrap=True
+        )
+        raise SystemExit(EXIT_BAD_NEWS) from error
+
+
+def _tell(text: str, style: str) -> None:
+    stderr.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(help="New or empty; it is there whole in the end, or not at all.")],
+    step: Annotated[int | None, typer.Option(min=0, help="Default: the latest.")] = None,
+    format: Annotated[
+        Literal["safetensors", "hf", "dcp"],
+        typer.Option(help="Each rank's shard as it is; Hugging Face's layout; torch.distributed.checkpoint."),
+    ] = "safetensors",
+    prefix: Annotated[str, typer.Option(help='Only what is below this name, without it: "model". hf and dcp.')] = "",
+    max_file_bytes: Annotated[int, typer.Option(min=1, help="hf: tensors' bytes per file.")] = 5_000_000_000,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="dcp: unpickle values that were saved with pickle; can run code.")
+    ] = False,
+    namespace: Namespace = None,
+    socket: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one step to DIRECTORY for other tools, every byte verified (docs/interchange.md has the formats)."""
+    from safepoint.interchange._export import export_pinned
+
+    with reported():
+        client = connect(socket)
+        name = the_namespace(client, namespace)
+        with client.open_read(name, step=step) as pin:
+            with _files_reported(directory), _bar(f"step {pin.info.step}", as_json) as progress:
+                info = export_pinned(
+                    pin,
+                    name,
+                    directory,
+                    format=format,
+                    prefix=prefix,
+                    max_file_bytes=max_file_bytes,
+                    allow_pickle=allow_pickle,
+                    progress=progress,
+                )
+            if as_json:
+                return print_json(
+                    {
+                        "namespace": name,
+                        **attempt_json(pin.info),
+                        "format": info.format,
+                        "files": [str(directory / file) for file in info.files],
+                        "tensors": info.tensors,
+                        "values": info.values,
+                        "tensor_bytes": info.bytes,
+                        "as_bytes": list(info.as_bytes),
+                    }
+                )
+        if info.as_bytes:
+            _tell(f"as plain bytes, for which safetensors has no dtype: {_listed(info.as_bytes)}", "yellow")
+        console.print(
+            f"{name} step {info.step}: {len(info.files)} file(s), {info.tensors} tensors of "
+            f"{human_bytes(info.bytes)}, {info.values} values, in {directory}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def import_(
+    directory: Annotated[Path, typer.Argument(help="A DCP folder, or one of safetensors files.")],
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where the step goes.")],
+    step: Annotated[int, typer.Option(min=0)],
+    format: Annotated[
+        Literal["dcp", "safetensors", "hf"] | None, typer.Option(help="Default: what the folder looks like.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help='Put everything below this name: "model".')] = "",
+    skip_not_plain: Annotated[
+        bool, typer.Option("--skip-not-plain", help="Leave out values that only pickle reads.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Unpickle such values, which can run code, and save them so.")
+    ] = False,
+    existing: Annotated[
+        bool, typer.Option("--existing", help="The namespace may exist; a job that still saves there is fenced.")
+    ] = False,
+    socket: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save what DIRECTORY holds as an ordinary step in memory. Nothing in it is trusted; no unrestricted unpickling."""
+    from safepoint.interchange import import_folder
+
+    with reported():
+        client = connect(socket)  # Only a daemon that is there: an imported step is for others to use.
+        os.environ["SAFEPOINT_SOCKET"] = client.socket_path
+        with _files_reported(directory), _bar(f"step {step}", as_json) as progress:
+            info = import_folder(
+                directory,
+                namespace,
+                step,
+                format=format,
+                prefix=prefix,
+                skip_not_plain=skip_not_plain,
+                allow_pickle=allow_pickle,
+                existing=existing,
+                progress=progress,
+            )
+        if as_json:
+            return print_json(
+                {
+                    "namespace": namespace,
+                    "step": step,
+                    "attempt": info.attempt.hex(),
+                    "format": info.format,
+                    "parts": info.parts,
+                    "skipped": list(info.skipped),
+                    "verified": info.verified,
+                }
+            )
+        if info.skipped:
+            stderr.print(
+                f"left out, not plain: {_listed(info.skipped)}", style="yellow", highlight=False, soft_wrap=True
+            )
+        console.print(
+            f"{namespace} step {step}: {info.parts} parts of {directory} ({info.format}), level memory"
+            + (", checksums match" if info.verified else ""),
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,123 @@
+"""Bringing a folder of another tool's into memory as an ordinary step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safepoint import _connect, _files
+from safepoint.api import Checkpointer
+from safepoint.errors import InvalidArgument, NotFound
+from safepoint.interchange._dcp_import import METADATA, load_dcp
+from safepoint.interchange._hf_export import INDEX
+from safepoint.interchange._safetensors_import import load_safetensors
+from safepoint.interchange._source import Progress
+from safepoint.interchange._state import Values
+
+ImportFormat = Literal["dcp", "safetensors", "hf"]
+_SAVE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class ImportInfo:
+    """What an import saved; `skipped` names what was left out as not plain."""
+
+    directory: Path
+    format: str
+    namespace: str
+    step: int
+    attempt: bytes
+    parts: int
+    skipped: tuple[str, ...]
+    verified: bool  # The folder had checksums of ours, and every byte matches.
+
+
+def detect_format(directory: Path) -> ImportFormat:
+    """NotFound: no such folder, or nothing in it that is known."""
+    if not directory.is_dir():
+        raise NotFound(f"{directory} is no folder")
+    if (directory / METADATA).exists() or any(directory.glob("__*.metadata")):
+        return "dcp"
+    if (directory / INDEX).exists():
+        return "hf"
+    if any(directory.glob("*.safetensors")):
+        return "safetensors"
+    raise NotFound(f"{directory} has neither {METADATA} nor safetensors files")
+
+
+def import_folder(
+    directory: str | Path,
+    namespace: str,
+    step: int,
+    *,
+    format: ImportFormat | None = None,
+    prefix: str = "",
+    skip_not_plain: bool = False,
+    allow_pickle: bool = False,
+    existing: bool = False,
+    progress: Progress | None = None,
+) -> ImportInfo:
+    """Saves what a folder holds as `step` of `namespace`, by one rank, so that it is an ordinary step afterwards.
+
+    Reads folders of torch.distributed.checkpoint ("dcp") and of safetensors files, safepoint's own exports, Hugging
+    Face's and torch's ("safetensors", "hf": both read either, by the index if there is one). `format`: detected unless
+    given. `prefix`: everything goes below this name ("model"), keys joined by dots. `existing`: the namespace may be
+    there already; the import then begins a new generation of it, and a job that is still saving there is fenced.
+
+    Nothing in the folder is trusted: no unrestricted unpickler runs, names must stay inside, offsets and sizes are
+    checked, and checksums that safepoint left there are compared. A value that is not plain raises NotPlain with its
+    name; `skip_not_plain` leaves such values out, `allow_pickle` unpickles them, which can run code, and saves with
+    pickle what has no plain form.
+
+    Returns when the step is complete in memory. Raises NotFound (no folder, or nothing known in it), Corrupt (damaged,
+    or lying about itself), NotPlain, InvalidArgument, and what `Checkpointer.save` raises. A DCP folder's tensors are
+    held in memory once beside the save; safetensors files are mapped.
+    """
+    directory = Path(directory)
+    found = detect_format(directory)
+    chosen = format or found
+    if chosen not in ("dcp", "safetensors", "hf"):
+        raise InvalidArgument(f'format must be "dcp", "safetensors" or "hf", not {format!r}')
+    if (chosen == "dcp") != (found == "dcp"):
+        raise InvalidArgument(f"{directory} is a folder of format {found}, not {chosen}")
+    if skip_not_plain and allow_pickle:
+        raise InvalidArgument("skip_not_plain and allow_pickle exclude each other")
+    if not existing:
+        _check_new(namespace)
+    try:
+        _files.check(directory)
+        verified = True
+    except NotFound:
+        verified = False
+    values = Values(skip=skip_not_plain, allow_pickle=allow_pickle)
+    if chosen == "dcp":
+        loaded = load_dcp(directory, values, progress or (lambda done, total: None))
+    else:
+        loaded = load_safetensors(directory, values)
+    with Checkpointer(namespace, rank=0, world_size=1, allow_pickle=allow_pickle) as checkpointer:
+        save = checkpointer.save(step, loaded.state(prefix))
+        save.wait("memory", timeout=_SAVE_SECONDS)
+        return ImportInfo(
+            directory=directory,
+            format=chosen,
+            namespace=namespace,
+            step=step,
+            attempt=save.attempt,
+            parts=len(loaded.leaves),
+            skipped=tuple(values.skipped),
+            verified=verified,
+        )
+
+
+def _check_new(namespace: str) -> None:
+    """InvalidArgument: the namespace is there, and a job may be saving in it."""
+    client = _connect.open_client("import")
+    try:
+        if any(known.ns == namespace for known in client.list_namespaces()):
+            raise InvalidArgument(
+                f"namespace {namespace} is there: importing into it begins a new generation and fences a job that "
+                "still saves in it; choose another, or say existing=True (--existing)"
+            )
+    finally:
+        client.close()

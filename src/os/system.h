@@ -1,0 +1,23 @@
+// Facts about this machine and its randomness. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/bytes.h"
+#include "base/status.h"
+
+namespace sp {
+
+// The kernel's random id of this boot.
+Result<Id128> BootId();
+
+// What could be allocated now without swapping: the smaller of MemAvailable and, for our cgroup (v1 or v2) and each of
+// its parents, limit minus usage that cannot be reclaimed. `root` is put before /proc and /sys, for tests.
+Result<uint64_t> AvailableMemoryBytes(const std::string& root = "");
+
+// Cryptographically strong random bytes.
+void FillRandom(MutableByteSpan out);
+Id128 RandomId128();
+
+}  // namespace sp

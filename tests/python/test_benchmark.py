@@ -1,0 +1,127 @@
+"""The benchmark's own arithmetic and its counter: a figure that cannot come out wrong says nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from bench import figures, report, summary
+from bench.planning_rank import Operations
+from bench.scenarios import build, change, clear, digest, expected_bytes, size_of, tensors_of
+
+
+def saved(yards: list[float], safe: list[float]) -> dict[str, Any]:
+    names = ("T_block", "T_safe", "T_mem", "copy")
+    return {"bytes": 100, "tensors": 2, "samples": {"yardstick": yards, **{name: safe for name in names}}}
+
+
+def cell(**changes: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "system": "safepoint",
+        "title": "safepoint",
+        "scenario": "large",
+        "ranks": 1,
+        "one_core": False,
+        "checksums": True,
+        "retain": 2,
+        "saves": [saved([1.0, 1.0, 1.0, 1.0, 1.0], [9.0, 7.0, 0.5, 0.4, 0.8])],
+        "loads": [[{"samples": {"yardstick": [1.0, 1.0], "T_rec": [1.1, 0.6]}}]],
+        "memory_beyond": 300,
+        "memory_held": 300 + (60 << 20),
+    }
+    result.update(changes)
+    result.update(summary.summarize(result))
+    return result
+
+
+def test_first_and_second_saves_are_apart_from_the_warm_ones() -> None:
+    times = cell()["T_safe"]
+    assert (times["first"]["x"], times["second"]["x"]) == (9.0, 7.0)
+    assert times["x"] == {"median": 0.5, "min": 0.4, "max": 0.8}
+    assert times["first_to_warm"] == 18.0
+
+
+def test_the_slowest_rank_counts_against_its_own_yardstick() -> None:
+    ranks = [saved([1.0] * 4, [1.0] * 4), saved([4.0] * 4, [3.0] * 4)]
+    loads = [[{"samples": {"yardstick": [y, y], "T_rec": [y, y]}} for y in (1.0, 4.0)]]
+    found = cell(saves=ranks, loads=loads)
+    assert found["T_safe"]["x"]["median"] == 1.0  # The other rank took longer, for a slower memory.
+    assert found["T_safe"]["seconds"]["median"] == 3.0
+    assert found["bytes"] == 200
+
+
+@pytest.mark.parametrize(("seconds", "reached"), [(0.55, "yes"), (0.65, "**no**")])
+def test_a_goal_is_reached_or_not(seconds: float, reached: str) -> None:
+    results = {"cells": [cell(saves=[saved([1.0] * 4, [seconds] * 4)])], "training": [], "planning": []}
+    rows = {(row[1], row[3]): row for row in report.goals(results).rows}
+    assert rows["10 x 100 MB, two copy threads", "0.6x"][4] == reached
+    assert rows["10 x 100 MB, one copy thread", "1.0x"][2] == "not measured"
+
+
+def test_a_failed_cell_is_no_measurement() -> None:
+    failed = {"system": "safepoint", "scenario": "large", "ranks": 1, "one_core": False, "error": "a\nb"}
+    results: dict[str, Any] = {"cells": [failed], "training": [], "planning": []}
+    assert all(row.reached is None and row.measured == "not measured" for row in figures.rows(results))
+    assert report.side_by_side(results)[0].rows[0][1] == "failed: b"
+
+
+@pytest.mark.parametrize(("noise", "reached"), [(0.001, False), (0.2, None)])
+def test_noise_leaves_a_loss_undecided(noise: float, reached: bool | None) -> None:
+    loop = {"lost_seconds": {"median": 0.05, "min": 0.0, "max": 0.1}, "noise_seconds": {"median": noise}}
+    entry = {"system": "safepoint", "title": "safepoint", "bytes": 10**9, "memcpy": 0.1}
+    entry["loops"] = {"python": loop, "matmul": loop}
+    rows = figures.rows({"cells": [], "training": [entry], "planning": []})
+    assert [r.reached for r in rows if r.case == "Python-heavy loop, safepoint"] == [reached]
+
+
+def test_memory_is_held_against_all_retained_steps() -> None:
+    rows = figures.rows({"cells": [cell()], "training": [], "planning": []})
+    held = next(r for r in rows if r.what.startswith("pool") and r.case == "10 x 100 MB")
+    assert held.reached is True and "+60 MiB" in held.measured
+    rows = figures.rows({"cells": [cell(memory_held=300 + (65 << 20))], "training": [], "planning": []})
+    assert next(r for r in rows if r.what.startswith("pool") and r.case == "10 x 100 MB").reached is False
+
+
+@pytest.mark.parametrize("scenario", ["small", "gpt"])
+def test_a_change_reaches_every_element_and_the_digest_sees_one_bit(scenario: str) -> None:
+    state = build(scenario, 0, 0.01)
+    assert size_of(state)[0] == pytest.approx(expected_bytes(scenario, 0.01), rel=0.01)
+    before = {name: tensor.clone() for name, tensor in tensors_of(state.tree)}
+    change(state, 3)
+    assert all((tensor != before[name]).all() for name, tensor in tensors_of(state.tree))
+    expected = digest(state)
+    last = list(tensors_of(state.tree))[-1][1].view(-1)
+    last.view(torch.uint8)[-1] ^= 1
+    assert digest(state) != expected
+    clear(state)
+    assert all(not tensor.any() for _, tensor in tensors_of(state.tree))
+
+
+def test_guarded_optimizers_own_every_tensor() -> None:
+    state = build("gpt", 0, 0.01)
+    owned = {p.data_ptr() for o in state.optimizers for g in o.param_groups for p in g["params"]}
+    owned |= {v.data_ptr() for o in state.optimizers for s in o.state.values() for v in s.values()}
+    assert {tensor.data_ptr() for _, tensor in tensors_of(state.tree)} <= owned
+
+
+def test_the_counter_counts_and_puts_everything_back(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        operations = Operations()
+        real = vars(torch.distributed.ProcessGroup)["barrier"]
+        with operations.counting():
+            torch.distributed.barrier()
+            torch.distributed.all_gather_object([None], "x")
+        assert {"barrier", "all_gather_object", "allgather"} <= set(operations.names)
+        count = len(operations.names)
+        torch.distributed.barrier()
+        assert len(operations.names) == count
+        assert vars(torch.distributed.ProcessGroup)["barrier"] is real
+    finally:
+        torch.distributed.destroy_process_group()
