@@ -58,6 +58,9 @@ void Catalog::AddTombstone(const ledger::Tombstone& t) {
   attempt.tombstone = t;
   attempt.records.clear();
   attempt.identities.clear();
+  attempt.stored.clear();
+  attempt.durable = false;
+  attempt.wish.reset();
   ns.tombstoned.push_back(t.attempt);
   if (ns.tombstoned.size() > kTombstonesKept) {
     ns.attempts.erase(ns.tombstoned.front());
@@ -78,6 +81,43 @@ void Catalog::AddQuarantine(const Hash256& record, const CopyReport& withdrawn) 
 void Catalog::SetOperatorPin(const ledger::OperatorPin& pin) {
   Namespace& ns = namespaces_[{pin.uid, pin.ns}];
   if (auto it = ns.attempts.find(pin.attempt); it != ns.attempts.end()) it->second.operator_pin = pin.on;
+}
+
+void Catalog::SetWish(const ledger::DurableWish& wish) {
+  Namespace& ns = namespaces_[{wish.uid, wish.ns}];
+  if (auto it = ns.attempts.find(wish.attempt); it != ns.attempts.end()) it->second.wish = wish;
+}
+
+void Catalog::AddStoredShard(const SealRecord& record) {
+  AddRecord(record);
+  Attempt& attempt = namespaces_[KeyOf(record.key)].attempts[record.attempt];
+  if (!attempt.tombstone) attempt.stored.insert(record.rank);
+}
+
+void Catalog::AddStoredManifest(const SealRecord& record) {
+  AddManifest(record);
+  Attempt& attempt = namespaces_[KeyOf(record.key)].attempts[record.attempt];
+  attempt.durable = !attempt.tombstone;
+}
+
+bool Catalog::IsHeld(const Attempt& attempt) const {
+  return std::ranges::any_of(attempt.identities, [&](const auto& i) {
+    auto it = copies_.find(i.second);
+    return it != copies_.end() && !it->second.empty();
+  });
+}
+
+std::vector<ledger::Generation> Catalog::Ancestry(const NamespaceKey& key, uint64_t generation) const {
+  std::vector<ledger::Generation> out;
+  const Namespace* ns = Find(key);
+  if (!ns) return out;
+  for (auto it = ns->generations.find(generation); it != ns->generations.end();) {
+    out.push_back(it->second);
+    // Parents are older: a damaged entry cannot make this go round in circles.
+    if (!it->second.has_parent || it->second.parent_generation >= it->first) break;
+    it = ns->generations.find(it->second.parent_generation);
+  }
+  return out;
 }
 
 Status Catalog::AddStructure(uint32_t uid, const Hash256& hash, const std::shared_ptr<PackedIndex>& index) {
@@ -151,6 +191,7 @@ std::vector<SealRecord> Catalog::Unread(const NamespaceKey& key, const Id128& id
 
 Level Catalog::LevelOf(const Attempt& attempt) const {
   if (!attempt.manifest || attempt.tombstone || attempt.conflicting || attempt.records.size() < attempt.world_size) return Level::kNone;
+  if (attempt.durable) return Level::kDurable;
   size_t fewest = SIZE_MAX;
   for (const auto& [rank, identity] : attempt.identities) {
     auto it = copies_.find(identity);
@@ -251,6 +292,7 @@ std::vector<const Attempt*> Catalog::Retirable(const NamespaceKey& key, uint32_t
     const AttemptState state = StateOf(attempt);
     if (state != AttemptState::kComplete && state != AttemptState::kCorrupt) continue;
     if (attempt.operator_pin || pinned.contains(id)) continue;
+    if (attempt.durable && !IsHeld(attempt)) continue;
     if (std::find(kept.begin(), kept.end(), &attempt) != kept.end()) continue;
     // Only after a newer one is complete; an abandoned branch stays until the new one has overtaken it (I-14).
     if (!std::any_of(kept.begin(), kept.end(), [&](const Attempt* k) { return NewerThan(k, &attempt); })) continue;

@@ -34,6 +34,10 @@ struct Attempt {
   std::optional<ledger::Tombstone> tombstone;
   bool conflicting = false;  // Two different records for one rank.
   bool operator_pin = false;
+  std::optional<ledger::DurableWish> wish;  // The last one.
+  std::set<uint32_t> stored;                // Ranks whose shard the store has confirmed.
+  bool durable = false;                     // And the manifest object: whatever happens to memory, it can be read from there.
+  bool WantsDurable() const { return wish && wish->on && !durable; }
 };
 
 // Owned by the event loop.
@@ -53,6 +57,9 @@ class Catalog {
   void AddCopyReport(const CopyReport& report);
   void AddQuarantine(const Hash256& record, const CopyReport& withdrawn);
   void SetOperatorPin(const ledger::OperatorPin& pin);
+  void SetWish(const ledger::DurableWish& wish);
+  void AddStoredShard(const SealRecord& record);
+  void AddStoredManifest(const SealRecord& record);
   Status AddStructure(uint32_t uid, const Hash256& hash, const std::shared_ptr<PackedIndex>& index);  // kLimit: no room.
 
   // --- answers
@@ -68,6 +75,10 @@ class Catalog {
   // Of an attempt that all ranks have sealed: one record for each structure that has to be read (again) before Completable can answer.
   std::vector<SealRecord> Unread(const NamespaceKey& ns, const Id128& attempt) const;
 
+  // Some node's memory has a verified copy of one of its shards.
+  bool IsHeld(const Attempt& attempt) const;
+  // The generations below which the lineage of this one goes on, itself first.
+  std::vector<ledger::Generation> Ancestry(const NamespaceKey& ns, uint64_t generation) const;
   AttemptState StateOf(const Attempt& attempt) const;
   Level LevelOf(const Attempt& attempt) const;
   AttemptInfo InfoOf(const Attempt& attempt) const;
@@ -79,7 +90,7 @@ class Catalog {
   bool LineageEverComplete(const NamespaceKey& ns) const;
   // The lineage begins with a generation that was opened parentless on purpose.
   bool LineageBeginsFresh(const NamespaceKey& ns) const;
-  // Complete (or corrupt) attempts beyond the newest `retain` of the lineage that are older than one of those, and are not pinned.
+  // Complete (or corrupt) attempts that memory holds, beyond the newest `retain` of the lineage, older than one of those, and not pinned.
   std::vector<const Attempt*> Retirable(const NamespaceKey& ns, uint32_t retain, const std::set<Id128>& pinned) const;
   std::vector<const Attempt*> OpenAttempts(const NamespaceKey& ns) const;
   std::vector<const Attempt*> Attempts(const NamespaceKey& ns) const;

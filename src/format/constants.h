@@ -10,6 +10,7 @@ inline constexpr uint64_t kAlignBytes = 4096;             // Checksum list and t
 inline constexpr uint64_t kFrameBytesMax = 64u << 10;     // A whole socket message, header included.
 inline constexpr uint32_t kDescriptorsPerFrameMax = 128;  // SCM_RIGHTS batch.
 inline constexpr uint64_t kNamespaceBytesMax = 200;
+inline constexpr uint64_t kStoreUrlBytesMax = 1024;
 inline constexpr uint32_t kWorldSizeMax = 65536;
 inline constexpr uint64_t kStepMax = (uint64_t{1} << 63) - 1;
 inline constexpr uint64_t kShardBytesMax = uint64_t{1} << 40;

@@ -146,11 +146,48 @@ struct ReadPin {  // A restore in progress; `on` false: given back or expired.
   friend bool operator==(const ReadPin&, const ReadPin&) = default;
 };
 
+struct DurableWish {  // Somebody asked for level `durable`; `on` false: it is given up, and why.
+  static constexpr const char* kName = "DurableWish";
+  uint32_t uid = 0;
+  std::string ns;
+  Id128 attempt;
+  bool on = true;
+  std::string reason;
+  template <class A> void Fields(A& a) {
+    a.U32(uid); a.Text(ns, kNamespaceBytesMax); a.Fixed(attempt); a.Bool(on); a.Text(reason, 400);
+  }
+  friend bool operator==(const DurableWish&, const DurableWish&) = default;
+};
+
+struct StoredShard {  // The store has confirmed every byte of it. With the record, because memory may let go of the shard.
+  static constexpr const char* kName = "StoredShard";
+  FixedBytes<SealRecord::kBytes> record;
+  template <class A> void Fields(A& a) { a.Fixed(record); }
+  friend bool operator==(const StoredShard&, const StoredShard&) = default;
+};
+
+struct StoredManifest {  // And its manifest object exists: the attempt is durable. The seal record of the manifest.
+  static constexpr const char* kName = "StoredManifest";
+  FixedBytes<SealRecord::kBytes> record;
+  template <class A> void Fields(A& a) { a.Fixed(record); }
+  friend bool operator==(const StoredManifest&, const StoredManifest&) = default;
+};
+
+struct Evicted {  // A durable attempt left this node's memory; it can still be read from the store.
+  static constexpr const char* kName = "Evicted";
+  uint32_t uid = 0;
+  std::string ns;
+  Id128 attempt;
+  template <class A> void Fields(A& a) { a.U32(uid); a.Text(ns, kNamespaceBytesMax); a.Fixed(attempt); }
+  friend bool operator==(const Evicted&, const Evicted&) = default;
+};
+
 }  // namespace ledger
 
 // The index in this variant + 1 is the entry's type number on disk: append only.
 using LedgerEntry = std::variant<ledger::Generation, ledger::Slot, ledger::SlotGone, ledger::Lease, ledger::LeaseEnded, ledger::Sealed,
-                                 ledger::Manifest, ledger::Tombstone, ledger::Quarantine, ledger::OperatorPin, ledger::ReadPin>;
+                                 ledger::Manifest, ledger::Tombstone, ledger::Quarantine, ledger::OperatorPin, ledger::ReadPin, ledger::DurableWish,
+                                 ledger::StoredShard, ledger::StoredManifest, ledger::Evicted>;
 
 // Owned by the event loop.
 class Ledger {

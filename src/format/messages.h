@@ -38,8 +38,9 @@ enum class MessageType : uint16_t {
   kReportCorrupt = 17,
   kStatus = 18,
   kBye = 19,
+  kMakeDurable = 20,
 };
-inline constexpr MessageType kMessageTypeLast = MessageType::kBye;
+inline constexpr MessageType kMessageTypeLast = MessageType::kMakeDurable;
 
 struct Frame {
   static constexpr size_t kHeaderBytes = 24;
@@ -110,9 +111,10 @@ struct HelloReply {
   uint32_t daemon_pid = 0;
   bool is_private = false;      // Started by a client library for this user.
   std::string daemon_version;
+  std::string store;            // URL of the durable tier, without credentials; empty: there is none.
   template <class A> void Fields(A& a) {
     a.U16(version); a.Fixed(node); a.Fixed(boot); a.U64(incarnation); a.U64(extent_bytes); a.U64(pool_bytes_max); a.U64(lease_ns);
-    a.U32(retain); a.U32(daemon_pid); a.Bool(is_private); a.Text(daemon_version, 64);
+    a.U32(retain); a.U32(daemon_pid); a.Bool(is_private); a.Text(daemon_version, 64); a.Text(store, kStoreUrlBytesMax);
   }
 };
 
@@ -287,7 +289,8 @@ struct OpenReadReply {
   static constexpr const char* kName = "OpenReadReply";
   uint64_t pin = 0, pin_ns = 0;
   AttemptInfo info;
-  template <class A> void Fields(A& a) { a.U64(pin); a.U64(pin_ns); info.Fields(a); }
+  std::string store;  // Where its durable copy is, to be read by the client itself; empty: nowhere.
+  template <class A> void Fields(A& a) { a.U64(pin); a.U64(pin_ns); info.Fields(a); a.Text(store, kStoreUrlBytesMax); }
 };
 
 struct ShardRequest {  // ShardInfo, ReportCorrupt.
@@ -300,7 +303,7 @@ struct ShardRequest {  // ShardInfo, ReportCorrupt.
 struct ShardInfoReply {
   static constexpr const char* kName = "ShardInfoReply";
   FixedBytes<SealRecord::kBytes> record;
-  uint32_t extents = 0;
+  uint32_t extents = 0;  // 0: this node's memory does not have it (any more, or whole); the store of OpenReadReply has.
   template <class A> void Fields(A& a) { a.Fixed(record); a.U32(extents); }
 };
 struct ReportCorruptReply {
@@ -320,6 +323,14 @@ struct PinStepRequest {  // An operator's pin: no expiry, survives the worker.
   Id128 attempt;
   bool on = true;
   template <class A> void Fields(A& a) { a.Text(ns, kNamespaceBytesMax); a.Fixed(attempt); a.Bool(on); }
+};
+
+// Asks for level `durable`. Idempotent; any rank of the attempt, at any time between its first lease and its retirement.
+struct MakeDurableRequest {
+  static constexpr const char* kName = "MakeDurableRequest";
+  std::string ns;
+  Id128 attempt;
+  template <class A> void Fields(A& a) { a.Text(ns, kNamespaceBytesMax); a.Fixed(attempt); }
 };
 
 struct StatusReply {

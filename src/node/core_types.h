@@ -14,6 +14,7 @@
 #include "format/ledger.h"
 #include "format/messages.h"
 #include "format/shard_index.h"
+#include "format/stored_step.h"
 
 namespace sp {
 
@@ -53,6 +54,22 @@ struct StructureRead {  // Answer to action::ReadStructure.
   Status status;
   std::shared_ptr<PackedIndex> structure;  // If it is valid.
 };
+struct ShardStored {  // Answer to action::StoreShard. kOk: the store has confirmed every byte.
+  Hash256 record;
+  Status status;
+};
+struct ShardProgress {  // Of one that is under way: bytes that have reached the store.
+  Hash256 record;
+  uint64_t bytes = 0;
+};
+struct ManifestStored {  // Answer to action::StoreManifest.
+  Id128 attempt;
+  Status status;
+};
+struct StoreListed {  // Answer to action::ListStore: the whole steps of the store, of all users.
+  Status status;
+  std::vector<StoredStep> steps;
+};
 struct ExtentCreated {
   uint32_t extent = 0;
 };
@@ -64,7 +81,8 @@ struct Tick {};      // NextDeadline() has come, or is over.
 struct Shutdown {};  // SIGTERM.
 }  // namespace event
 
-using Event = std::variant<event::Connected, event::Received, event::Disconnected, event::SessionDied, event::SessionUnwatchable, event::SealChecked,
+using Event = std::variant<event::ShardStored, event::ShardProgress, event::ManifestStored, event::StoreListed,
+                           event::Connected, event::Received, event::Disconnected, event::SessionDied, event::SessionUnwatchable, event::SealChecked,
                            event::BlockChecked, event::StructureRead, event::ExtentCreated, event::ExtentFailed, event::Tick, event::Shutdown>;
 
 // ---- Actions: carried out in order ---------------------------------------------------------------------------------------------------------
@@ -108,6 +126,15 @@ struct CheckBlock {  // Re-read the checksum list (against the root) and one blo
   uint64_t length_bytes = 0, block = 0;
   Hash256 block_root;
 };
+struct StoreShard {  // Bring it to the store, under the keys that its record gives it (durable/layout.h), and have the store confirm it.
+  SealRecord record;
+  std::vector<uint32_t> extents;
+};
+struct StoreManifest {  // All its shards are there: make the manifest object, which makes the step.
+  Id128 attempt;
+  StoredStep step;
+};
+struct ListStore {};
 struct CreateExtents {
   uint32_t first = 0, count = 0;
 };
@@ -128,7 +155,8 @@ struct ExitDaemon {  // The daemon has nothing to stay for (private daemon), or 
 };
 }  // namespace action
 
-using Action = std::variant<action::Append, action::Send, action::Close, action::WatchSession, action::UnwatchSession, action::CheckSeal,
+using Action = std::variant<action::StoreShard, action::StoreManifest, action::ListStore,
+                            action::Append, action::Send, action::Close, action::WatchSession, action::UnwatchSession, action::CheckSeal,
                             action::ReadStructure, action::CheckBlock, action::CreateExtents, action::DropExtents, action::WriteMarker,
                             action::Log, action::ExitDaemon>;
 
@@ -155,6 +183,10 @@ struct CoreConfig {
   uint32_t generations_per_uid_max = 8192;  // They stay for ever, for what they fence, in a log of facts that all users share.
   uint64_t header_max = 16u << 20;      // Header of one shard, length word included.
   uint64_t structures_max = 32u << 20;  // What one user's open steps keep of their headers until all ranks have sealed.
+  std::string store;                    // URL of the durable tier; empty: none.
+  uint64_t durable_every = 0;           // Every step that is a multiple of it is made durable; 0: only what is asked for.
+  Nanos durable_interval = 0;           // And the first complete step after so long; 0: none.
+  uint32_t drains_max = 2;              // Shards on their way to the store at once.
   bool markers_known = true;          // False: the state directory cannot be read, so "never" cannot be told from "lost".
   std::vector<Hash256> markers;       // Namespaces that once had a complete step.
 };

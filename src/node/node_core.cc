@@ -31,6 +31,7 @@ std::vector<Action> NodeCore::Restore(Nanos now, const Ledger::Contents& content
 std::vector<Action> NodeCore::Step(Nanos now, const Event& event) { return impl_->Step(now, event); }
 std::optional<Nanos> NodeCore::NextDeadline() const { return impl_->NextDeadline(); }
 std::vector<LedgerEntry> NodeCore::Snapshot() const { return impl_->Snapshot(); }
+bool NodeCore::IsDraining() const { return impl_->IsDraining(); }
 Status NodeCore::CheckInvariants() const { return impl_->CheckInvariants(); }
 std::string NodeCore::StatusJson(Nanos now, uint32_t uid, bool all_uids) const { return impl_->StatusJson(now, uid, all_uids); }
 
@@ -95,6 +96,7 @@ void NodeCore::Impl::On(const event::Received& e) {
       case MessageType::kReportCorrupt: status = ReportCorrupt(e.connection, f); break;
       case MessageType::kStatus: status = StatusOf(e.connection, f); break;
       case MessageType::kBye: status = Bye(e.connection, f); break;
+      case MessageType::kMakeDurable: status = MakeDurable(e.connection, f); break;
     }
   }
   if (status.ok()) return;
@@ -115,10 +117,14 @@ std::optional<Nanos> NodeCore::Impl::NextDeadline() const {
   for (const auto& [key, group] : groups_) consider(group.expires);
   for (const auto& [id, build] : builds_) consider(build.deadline);
   for (const Waiter& w : waiters_) consider(w.deadline);
+  for (const auto& [id, drain] : drains_) {
+    if (drain.retry_at > 0 && drain.under_way.empty() && !drain.manifest_under_way) consider(drain.retry_at);
+  }
+  if (list_again_at_ > 0 && !unanswered_.empty()) consider(list_again_at_);
   for (const auto& [id, session] : sessions_) {
     if (auto t = SilenceEnds(id, session)) consider(*t);
   }
-  if (config_.idle_exit_ns > 0 && connections_.empty() && !exit_asked_) {
+  if (config_.idle_exit_ns > 0 && connections_.empty() && drains_.empty() && !exit_asked_) {
     const bool holding = pool_.totals().sealed > 0;
     const Nanos idle = holding ? config_.idle_exit_holding_ns : config_.idle_exit_ns;
     if (idle > 0) consider(busy_at_ + idle);
@@ -184,12 +190,13 @@ void NodeCore::Impl::On(const event::Tick&) {
       ++i;
     }
   }
+  PumpDrains();
   std::vector<Id128> gone;  // Nobody can tell us that these died: when they hold nothing they need any more, drop what they have.
   for (const auto& [id, session] : sessions_) {
     if (auto t = SilenceEnds(id, session); t && *t <= now_) gone.push_back(id);
   }
   for (const Id128& id : gone) EndSessionUse(id, true);
-  if (config_.idle_exit_ns > 0 && connections_.empty() && !exit_asked_) {
+  if (config_.idle_exit_ns > 0 && connections_.empty() && drains_.empty() && !exit_asked_) {
     const bool holding = pool_.totals().sealed > 0;
     const Nanos idle = holding ? config_.idle_exit_holding_ns : config_.idle_exit_ns;
     if (idle > 0 && busy_at_ + idle <= now_) {
@@ -201,14 +208,15 @@ void NodeCore::Impl::On(const event::Tick&) {
 }
 
 void NodeCore::Impl::On(const event::Shutdown&) {
-  if (exit_asked_) return;
-  stopping_ = exit_asked_ = true;
+  if (stopping_) return;
+  stopping_ = true;
   const Status why(StatusCode::kUnavailable, "the daemon is stopping");
   for (const Waiter& w : waiters_) SendError(w.connection, MessageType::kWait, w.request_id, why);
   waiters_.clear();
   while (!builds_.empty()) CancelBuild(builds_.begin()->first, why);
-  Log(action::Log::Severity::kInfo, "stopping", {{"open_leases", std::to_string(leases_.size())}});
-  actions_.push_back(action::ExitDaemon{"asked to stop"});
+  Log(action::Log::Severity::kInfo, "stopping",
+      {{"open_leases", std::to_string(leases_.size())}, {"steps_to_store", std::to_string(drains_.size())}});
+  EndIfDrained();
 }
 
 }  // namespace sp

@@ -22,6 +22,8 @@ class NodeCore {
   std::vector<Action> Restore(Nanos now, const Ledger::Contents& contents, const std::vector<uint32_t>& extents);
 
   std::vector<Action> Step(Nanos now, const Event& event);
+  // Something that was asked to be durable is on its way: a daemon that is to end waits for it, within its grace.
+  bool IsDraining() const;
   // When Tick is due at the latest; nullopt: nothing is timed.
   std::optional<Nanos> NextDeadline() const;
   // The shortest log that replays to this state.

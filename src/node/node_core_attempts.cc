@@ -39,7 +39,10 @@ void NodeCore::Impl::TryComplete(const NamespaceKey& ns, const Id128& id) {
   // All ranks of this launch have saved, so none of them is still choosing what to restore: what the launch resumed from may go.
   std::erase_if(groups_, [&](const auto& g) { return std::get<0>(g.first) == ns && std::get<1>(g.first) == attempt->key.nonce; });
   CloseOvertaken(ns, *attempt);
+  ApplyPolicy(ns, *attempt);
+  if (attempt->WantsDurable()) AddDrain(ns, *attempt);
   RetireOld(ns);
+  PumpDrains();
 }
 
 // Structures that were not kept (catalog/structures.h) or are not known since a restart. Few of one user at once: the others' checks wait in the same
@@ -99,6 +102,10 @@ void NodeCore::Impl::RetireOld(const NamespaceKey& ns) {
   for (const Attempt* a : catalog_.Retirable(ns, retain, PinnedAttempts(ns))) ids.push_back(a->key.AttemptId());
   for (const Id128& id : ids) {
     const Attempt* attempt = catalog_.FindAttempt(ns, id);
+    if (attempt->durable) {
+      Evict(ns, *attempt);
+      continue;
+    }
     std::vector<uint64_t> slots;
     for (const auto& [rank, record] : attempt->records) {
       if (auto s = sealed_.find({id, rank}); s != sealed_.end()) slots.push_back(s->second.slot);
@@ -118,7 +125,14 @@ std::optional<std::pair<Status, Level>> NodeCore::Impl::WaitOutcome(const Namesp
   switch (catalog_.StateOf(*attempt)) {
     case AttemptState::kOpen: return std::nullopt;
     case AttemptState::kComplete:
-      if (catalog_.LevelOf(*attempt) < r.level) return std::nullopt;
+      if (catalog_.LevelOf(*attempt) < r.level) {
+        if (r.level != Level::kDurable || attempt->WantsDurable()) return std::nullopt;
+        if (!attempt->wish) {
+          return std::pair(Status(StatusCode::kInvalidArgument, StepText(attempt->key) + " was not asked to be durable: save it with durable=True"),
+                           Level::kNone);
+        }
+        return std::pair(Status(StatusCode::kClosed, StepText(attempt->key) + " was not made durable: " + attempt->wish->reason), Level::kNone);
+      }
       return std::pair(Status(), catalog_.LevelOf(*attempt));
     case AttemptState::kRetired: return std::pair(Status(), Level::kNone);
     case AttemptState::kCorrupt:
@@ -148,9 +162,9 @@ Status NodeCore::Impl::Wait(ConnectionId c, const Frame& f) {
   SP_ASSIGN_OR_RETURN(auto r, Decode<WaitRequest>(f.body));
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const NamespaceKey ns{SessionOf(c)->key.uid, r.ns};
-  if (r.level > Level::kMemory) {
+  if (r.level > Level::kMemory && (r.level != Level::kDurable || config_.store.empty())) {
     return Status(StatusCode::kInvalidArgument, "level " + std::string(LevelName(r.level)) + " cannot be reached: this daemon has no " +
-                                                    (r.level == Level::kReplicated ? "peers to replicate to" : "durable tier"));
+                                                    (r.level == Level::kReplicated ? "peers to replicate to" : "durable tier (setting store)"));
   }
   if (auto outcome = WaitOutcome(ns, r)) {
     if (!outcome->first.ok()) return outcome->first;

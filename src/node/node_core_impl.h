@@ -29,6 +29,7 @@ class NodeCore::Impl {
   std::vector<Action> Step(Nanos now, const Event& event);
   std::optional<Nanos> NextDeadline() const;
   std::vector<LedgerEntry> Snapshot() const;
+  bool IsDraining() const { return !drains_.empty(); }
   std::string StatusJson(Nanos now, uint32_t uid, bool all_uids) const;
   Status CheckInvariants() const;
 
@@ -111,6 +112,16 @@ class NodeCore::Impl {
     uint32_t rank = 0;
     uint64_t block = 0;
   };
+  // A complete attempt on its way to the store.
+  struct Drain {
+    NamespaceKey ns;
+    std::map<uint32_t, uint64_t> under_way;  // Ranks, and the bytes of them that have arrived.
+    bool manifest_under_way = false;
+    uint32_t failures = 0;  // In a row.
+    Nanos retry_at = 0;
+    Nanos began = 0;
+    Status last;
+  };
   using GroupKey = std::tuple<NamespaceKey, Id128, uint32_t>;  // Namespace, nonce, sequence.
   using WriterKey = std::tuple<NamespaceKey, uint64_t, uint32_t>;  // Namespace, generation, rank.
 
@@ -123,6 +134,10 @@ class NodeCore::Impl {
   void On(const event::SealChecked& e);
   void On(const event::BlockChecked& e);
   void On(const event::StructureRead& e);
+  void On(const event::ShardStored& e);
+  void On(const event::ShardProgress& e);
+  void On(const event::ManifestStored& e);
+  void On(const event::StoreListed& e);
   void On(const event::ExtentCreated& e);
   void On(const event::ExtentFailed& e);
   void On(const event::Tick& e);
@@ -148,6 +163,7 @@ class NodeCore::Impl {
   Status PinStep(ConnectionId c, const Frame& f);
   Status ReportCorrupt(ConnectionId c, const Frame& f);
   Status StatusOf(ConnectionId c, const Frame& f);
+  Status MakeDurable(ConnectionId c, const Frame& f);
 
   // --- state changes that survive: append the entry, then apply it
   void Commit(LedgerEntry entry);
@@ -195,6 +211,19 @@ class NodeCore::Impl {
   void ReleaseSlot(uint64_t slot);  // Its shard is gone: idle for a living owner, else back to the pool.
   void AnswerWaiters(const NamespaceKey& ns, const Id128& attempt);
   std::optional<std::pair<Status, Level>> WaitOutcome(const NamespaceKey& ns, const WaitRequest& r) const;
+
+  // --- the durable tier (node_core_durable.cc)
+  void WantDurable(const NamespaceKey& ns, const Id128& attempt, const std::string& why);
+  void ApplyPolicy(const NamespaceKey& ns, const Attempt& completed);
+  void AddDrain(const NamespaceKey& ns, const Attempt& attempt);
+  void PumpDrains();
+  void DrainFailed(const Id128& attempt, const std::string& what, const Status& why);
+  void GiveUpDrain(const Id128& attempt, const std::string& why);
+  bool DrainGivesWay(uint32_t uid);  // To a save, where the store is in trouble. True: memory has become free.
+  void Evict(const NamespaceKey& ns, const Attempt& attempt);
+  bool NeedsListing(const NamespaceKey& ns) const;  // What the store has of it is not known yet.
+  Status AnswerLater(ConnectionId c, const Frame& f);
+  void EndIfDrained();
 
   // --- reading
   Result<const Attempt*> Choose(const NamespaceKey& ns, const OpenReadRequest& r) const;
@@ -250,7 +279,14 @@ class NodeCore::Impl {
   std::vector<uint64_t> not_adopted_;          // Slots of the ledger whose extents the keeper does not have: only while replaying.
   bool trim_ = false;                          // An attempt ended in this step.
   std::vector<Action> actions_;
+  std::map<Id128, Drain> drains_;
+  std::map<NamespaceKey, Nanos> durable_at_;  // When a step was last chosen by durable_interval.
+  bool listing_ = false, listed_ = false;
+  Status listing_failed_;
+  Nanos list_again_at_ = 0, drain_told_at_ = 0;
+  std::vector<std::pair<ConnectionId, Frame>> unanswered_;  // Until the store has been listed.
   struct Counters {
+    uint64_t durable = 0, drain_failures = 0, drain_bytes = 0;
     uint64_t seals = 0, completed = 0, retired = 0, closed = 0, quarantined = 0, refused = 0;
   } counters_;
 };

@@ -37,6 +37,7 @@ Status NodeCore::Impl::Latest(ConnectionId c, const Frame& f) {
   SP_ASSIGN_OR_RETURN(auto r, Decode<NamespaceRequest>(f.body));
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const NamespaceKey ns{SessionOf(c)->key.uid, r.ns};
+  if (NeedsListing(ns)) return AnswerLater(c, f);
   const auto lineage = catalog_.Lineage(ns, std::max(r.level, Level::kMemory));
   if (lineage.empty() && r.level > Level::kMemory && !catalog_.Lineage(ns, Level::kMemory).empty()) {
     return Status(StatusCode::kNotFound, "namespace " + ns.ns + " has no step that is " + std::string(LevelName(r.level)));
@@ -49,6 +50,7 @@ Status NodeCore::Impl::ListSteps(ConnectionId c, const Frame& f) {
   SP_ASSIGN_OR_RETURN(auto r, Decode<NamespaceRequest>(f.body));
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const NamespaceKey ns{SessionOf(c)->key.uid, r.ns};
+  if (NeedsListing(ns)) return AnswerLater(c, f);
   std::vector<const Attempt*> all = catalog_.Lineage(ns, Level::kMemory);
   for (const Attempt* a : catalog_.Attempts(ns)) {
     const AttemptState state = catalog_.StateOf(*a);
@@ -130,6 +132,7 @@ Status NodeCore::Impl::OpenRead(ConnectionId c, const Frame& f) {
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const SessionKey session = SessionOf(c)->key;
   const NamespaceKey ns{session.uid, r.ns};
+  if (NeedsListing(ns)) return AnswerLater(c, f);
   const auto of_ns = std::count_if(pins_.begin(), pins_.end(), [&](const auto& p) { return p.second.ns == ns; });
   const auto groups_of_ns = std::count_if(groups_.begin(), groups_.end(), [&](const auto& g) { return std::get<0>(g.first) == ns; });
   const auto of_uid = std::count_if(pins_.begin(), pins_.end(), [&](const auto& p) { return p.second.ns.uid == ns.uid; });
@@ -162,6 +165,7 @@ Status NodeCore::Impl::OpenRead(ConnectionId c, const Frame& f) {
   reply.pin = entry.pin;
   reply.pin_ns = static_cast<uint64_t>(config_.pin_ns);
   reply.info = catalog_.InfoOf(*attempt);
+  if (attempt->durable) reply.store = config_.store;
   return Reply(c, f, reply);
 }
 
@@ -181,10 +185,16 @@ Status NodeCore::Impl::ShardInfo(ConnectionId c, const Frame& f) {
   pins_.at(r.pin).expires = now_ + config_.pin_ns;
   const Attempt* attempt = catalog_.FindAttempt(pin->ns, pin->entry.attempt);
   auto sealed = sealed_.find({pin->entry.attempt, r.rank});
+  const bool here = sealed != sealed_.end() && !catalog_.quarantined().contains(sealed->second.record);
+  if (attempt && attempt->durable && !here && attempt->records.contains(r.rank)) {
+    ShardInfoReply stored;
+    stored.record.bytes = attempt->records.at(r.rank).Encode();
+    return Reply(c, f, stored);
+  }
   if (!attempt || sealed == sealed_.end()) {
     return Status(StatusCode::kNotFound, "the attempt has no shard of rank " + std::to_string(r.rank));
   }
-  if (catalog_.quarantined().contains(sealed->second.record)) {
+  if (!here) {
     return Status(StatusCode::kCorrupt, StepText(attempt->key) + ": the shard of rank " + std::to_string(r.rank) + " is corrupt");
   }
   ShardInfoReply reply;
@@ -241,6 +251,9 @@ std::set<Id128> NodeCore::Impl::PinnedAttempts(const NamespaceKey& ns) const {
   for (const auto& [id, pin] : pins_) {
     if (pin.ns == ns) pinned.insert(pin.entry.attempt);
   }
+  for (const auto& [id, drain] : drains_) {  // F70: not before the store has it.
+    if (drain.ns == ns) pinned.insert(id);
+  }
   for (const auto& [key, group] : groups_) {
     if (std::get<0>(key) == ns) pinned.insert(group.attempt);
   }
@@ -271,6 +284,7 @@ Status NodeCore::Impl::ReportCorrupt(ConnectionId c, const Frame& f) {
   SP_ASSIGN_OR_RETURN(const Pin* pin, FindPin(c, r.pin));
   auto sealed = sealed_.find({pin->entry.attempt, r.rank});
   const Attempt* attempt = catalog_.FindAttempt(pin->ns, pin->entry.attempt);
+  if (attempt && attempt->durable && sealed == sealed_.end()) return Reply(c, f, ReportCorruptReply{false});  // Not this node's copy.
   if (!attempt || sealed == sealed_.end()) return Status(StatusCode::kNotFound, "the attempt has no shard of rank " + std::to_string(r.rank));
   const SealRecord& record = attempt->records.at(r.rank);
   if (catalog_.quarantined().contains(sealed->second.record)) return Reply(c, f, ReportCorruptReply{true});

@@ -109,6 +109,25 @@ void NodeCore::Impl::Apply(const LedgerEntry& any) {
     } else {
       pins_.erase(e->pin);
     }
+  } else if (const auto* e = std::get_if<ledger::DurableWish>(&any)) {
+    catalog_.SetWish(*e);
+  } else if (const auto* e = std::get_if<ledger::StoredShard>(&any)) {
+    auto record = SealRecord::Decode(e->record.span());
+    const Attempt* attempt = record ? catalog_.FindAttempt({record->key.uid, record->key.ns}, record->attempt) : nullptr;
+    // Of an attempt that is not durable memory has the shard, too, unless entries in between were damaged.
+    if (attempt && (attempt->durable || sealed_.contains({record->attempt, record->rank}))) catalog_.AddStoredShard(*record);
+  } else if (const auto* e = std::get_if<ledger::StoredManifest>(&any)) {
+    if (auto record = SealRecord::Decode(e->record.span())) {
+      catalog_.AddStoredManifest(*record);
+      markers_.insert(MarkerOf(record->key.uid, record->key.ns));
+    }
+  } else if (const auto* e = std::get_if<ledger::Evicted>(&any)) {
+    for (auto it = sealed_.lower_bound({e->attempt, 0}); it != sealed_.end() && it->first.first == e->attempt; it = sealed_.erase(it)) {
+      catalog_.AddCopyReport(CopyReport{it->second.record, config_.node, config_.boot, false});
+      shard_of_record_.erase(it->second.record);
+      pool_.SetSlotState(it->second.slot, SlotState::kIdle);
+    }
+    opened_order_.erase(e->attempt);
   }
 }
 
@@ -173,8 +192,16 @@ std::vector<Action> NodeCore::Impl::Restore(Nanos now, const Ledger::Contents& c
       }
       TryComplete(ns, id);
     }
+    for (const Attempt* a : catalog_.Attempts(ns)) {
+      if (a->WantsDurable() && a->manifest) AddDrain(ns, *a);
+    }
     RetireOld(ns);
   }
+  if (!config_.store.empty()) {
+    listing_ = true;
+    actions_.push_back(action::ListStore{});
+  }
+  PumpDrains();
   catalog_.Trim();
   trim_ = false;
   return std::move(actions_);
@@ -275,6 +302,17 @@ std::vector<LedgerEntry> NodeCore::Impl::Snapshot() const {
       if (a->manifest) {
         ledger::Manifest entry;
         entry.record.bytes = a->manifest->Encode();
+        out.push_back(entry);
+      }
+      if (a->wish) out.push_back(*a->wish);
+      if (a->durable) {  // Before its shards, which memory may not have any more.
+        ledger::StoredManifest entry;
+        entry.record.bytes = a->manifest->Encode();
+        out.push_back(entry);
+      }
+      for (const uint32_t rank : a->stored) {
+        ledger::StoredShard entry;
+        entry.record.bytes = a->records.at(rank).Encode();
         out.push_back(entry);
       }
       if (a->operator_pin && !SP_PLANTED(snapshot_drops_pins)) out.push_back(ledger::OperatorPin{ns.uid, ns.ns, a->key.AttemptId(), true});

@@ -40,6 +40,10 @@ Status NodeCore::Impl::CheckInvariants() const {
     if (slot.state != SlotState::kIdle && slot.state != SlotState::kPending && !used.contains(id)) return broken("a slot in use by nothing:", id);
     if (slot.state == SlotState::kIdle && !IsAlive(slot.entry.session.session)) return broken("an idle slot of a session that is gone:", id);
   }
+  for (const auto& [id, drain] : drains_) {
+    const Attempt* attempt = catalog_.FindAttempt(drain.ns, id);
+    if (!attempt || !attempt->manifest || !attempt->WantsDurable()) return broken("a drain of a step that nobody wants durable:", drain.failures);
+  }
   if (!half_closed_.empty()) return broken("attempts that lost a lease and are not closed:", half_closed_.size());
   return Status();
 }
@@ -64,6 +68,13 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
   j["totals"] = {{"seals", counters_.seals},     {"completed", counters_.completed},     {"retired", counters_.retired},
                  {"closed", counters_.closed},   {"quarantined", counters_.quarantined}, {"refused", counters_.refused},
                  {"open_leases", leases_.size()}, {"sealed_shards", sealed_.size()}};
+  j["durable"] = Json();
+  if (!config_.store.empty()) {
+    const auto troubled = std::ranges::count_if(drains_, [](const auto& d) { return d.second.failures > 0; });
+    j["durable"] = {{"store", config_.store}, {"steps_waiting", drains_.size()}, {"steps_in_trouble", troubled}, {"completed", counters_.durable},
+                    {"failures", counters_.drain_failures}, {"bytes", counters_.drain_bytes}, {"listed", listed_}};
+    if (!listing_failed_.ok()) j["durable"]["listing_failed"] = listing_failed_.message();
+  }
   if (all_uids) {  // Totals only: names belong to their tenants (I-38).
     uint64_t open = 0, complete = 0, corrupt = 0;
     for (const NamespaceKey& ns : catalog_.Namespaces()) {
@@ -76,6 +87,21 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
     }
     j["attempts"] = {{"open", open}, {"complete", complete}, {"corrupt", corrupt}};
     return j.dump();
+  }
+  j["drains"] = Json::array();
+  for (const auto& [id, drain] : drains_) {
+    const Attempt* attempt = catalog_.FindAttempt(drain.ns, id);
+    if (drain.ns.uid != uid || !attempt || j["drains"].size() >= 64) continue;
+    uint64_t bytes = 0, done = 0;
+    for (const auto& [rank, record] : attempt->records) {
+      bytes += record.length_bytes;
+      const auto on_its_way = drain.under_way.find(rank);
+      done += attempt->stored.contains(rank) ? record.length_bytes : on_its_way == drain.under_way.end() ? 0 : on_its_way->second;
+    }
+    j["drains"].push_back({{"namespace", drain.ns.ns}, {"step", attempt->key.step}, {"attempt", id.ToHex()}, {"bytes", bytes}, {"bytes_done", done},
+                           {"seconds", static_cast<double>(now - drain.began) / kNanosPerSecond}, {"failures", drain.failures},
+                           {"trouble", drain.last.ok() ? "" : drain.last.ToString()},
+                           {"again_in_ms", drain.retry_at > now ? (drain.retry_at - now) / kNanosPerMilli : 0}});
   }
   j["leases"] = Json::array();
   for (const auto& [id, lease] : leases_) {

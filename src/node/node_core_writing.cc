@@ -62,6 +62,7 @@ Status NodeCore::Impl::OpenGeneration(ConnectionId c, const Frame& f) {
   }
   const Session& session = *SessionOf(c);
   const NamespaceKey ns{session.key.uid, r.ns};
+  if (NeedsListing(ns)) return AnswerLater(c, f);
   const ledger::Generation* current = catalog_.CurrentGeneration(ns);
   const ledger::Generation* same = catalog_.FindGenerationByNonce(ns, r.nonce);
   if (same && same != current) return CheckWriter(ns, same->generation, r.nonce);
@@ -196,7 +197,15 @@ Status NodeCore::Impl::Reserve(ConnectionId c, const Frame& f) {
   build.request_id = f.request_id;
   build.deadline = Until(now_, r.timeout_ns);
   build.reserve = r;
-  Status status = StartBuild(extents, std::move(build));
+  Status status = StartBuild(extents, build);
+  while (status.code() == StatusCode::kNoSpace && DrainGivesWay(session.uid)) {
+    // Memory of this process's own retired steps is an idle slot now; anything else is free.
+    if (auto slot = IdleSlotFor(session, extents)) {
+      GrantLease(c, f.request_id, session, r, *slot, {});
+      return Status();
+    }
+    status = StartBuild(extents, build);
+  }
   if (!status.ok()) GiveUpTry(session, r, status);
   return status;
 }
