@@ -143,6 +143,13 @@ void BindClient(nb::module_& m) {
           },
           "ns"_a, "attempt"_a, "on"_a, "Keeps an attempt until it is let go again.")
       .def(
+          "make_durable",
+          [](PyClient& c, const std::string& ns, const nb::bytes& attempt) {
+            const Id128 id = ToId(attempt, "attempt");
+            Check(Unlocked([&] { return c->MakeDurable(ns, id); }));
+          },
+          "ns"_a, "attempt"_a, "Asks for level durable. Unavailable: the daemon has no durable tier. Closed: the attempt has ended.")
+      .def(
           "status", [](PyClient& c) { return Value(Unlocked([&] { return c->StatusJson(); })); }, "The daemon's status, JSON.")
       .def(
           "close",

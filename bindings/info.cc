@@ -23,6 +23,7 @@ void BindInfo(nb::module_& m) {
       .def_ro("retain", &HelloReply::retain, "Complete steps kept per namespace.")
       .def_ro("pid", &HelloReply::daemon_pid, "Process id of the keeper, which lives as long as the daemon, as the daemon sees it.")
       .def_ro("private", &HelloReply::is_private, "Started by a client library for this user.")
+      .def_ro("store", &HelloReply::store, "URL of the durable tier, without credentials; empty: there is none.")
       .def_ro("version", &HelloReply::daemon_version, "Version of the daemon.");
 
   // In the stub of a class with an attribute `bytes`, that name is no type any more; so the type gets another one, with its length.

@@ -8,6 +8,7 @@ NB_MODULE(_core, m) {
   sp::python::BindInfo(m);
   sp::python::BindSave(m);
   sp::python::BindRead(m);
+  sp::python::BindStore(m);
   sp::python::BindClient(m);
   sp::python::BindWalk(m);
   sp::python::BindWalkTensors(m);

@@ -9,6 +9,7 @@ void BindBase(nanobind::module_& m);
 void BindInfo(nanobind::module_& m);
 void BindSave(nanobind::module_& m);
 void BindRead(nanobind::module_& m);
+void BindStore(nanobind::module_& m);
 void BindClient(nanobind::module_& m);
 void BindWalk(nanobind::module_& m);
 void BindWalkTensors(nanobind::module_& m);

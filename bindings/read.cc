@@ -45,6 +45,7 @@ void BindRead(nb::module_& m) {
                    "Where the part of the header begins that does not change from step to step.")
       .def_prop_ro("structure", [](const ShardReader& r) { return ToBytes(r.record().structure.span()); }, "SHA-256 of that part, 32 bytes.")
       .def_prop_ro("record", [](const ShardReader& r) { return ToBytes(r.identity().span()); }, "Identity of the seal record, 32 bytes.")
+      .def_prop_ro("from_store", &ShardReader::from_store, "It is read from the durable tier; else from memory.")
       .def_prop_ro("blocks", &ShardReader::blocks, "Blocks of 1 MiB, the last one may be shorter.")
       .def(
           "header",

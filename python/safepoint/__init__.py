@@ -9,6 +9,7 @@ for step in range(info.step + 1 if info else 0, steps):
 
 from safepoint._save import Save
 from safepoint._state import PerRank
+from safepoint._stored import load, load_into
 from safepoint.api import Checkpointer, RestoreInfo
 from safepoint.errors import (
     Closed,
@@ -52,4 +53,6 @@ __all__ = [
     "SafepointError",
     "Save",
     "Unavailable",
+    "load",
+    "load_into",
 ]

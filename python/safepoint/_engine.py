@@ -124,7 +124,16 @@ class Engine:
 
     # --- saving
 
-    def save(self, number: int, state: Any, *, hold: bool = False) -> Save:
+    def check_durable(self) -> None:
+        """Unavailable: the daemon has no durable tier."""
+        self.check_usable()
+        if not self.client.daemon.store:
+            raise Unavailable(
+                f"the daemon at {self.client.socket_path} has no durable tier: start it with the setting store, or set "
+                "SAFEPOINTD_STORE=file:///path before a private one starts"
+            )
+
+    def save(self, number: int, state: Any, *, hold: bool = False, durable: bool = False) -> Save:
         """Saves the state as of now under that step; see `Checkpointer.save`.
 
         `hold`: the shard is sealed only when `Save.confirm` was called; `Save.refuse` gives it up.
@@ -161,6 +170,8 @@ class Engine:
                 self._preparing = None
             lease = self._reserve(number, tries, rank, world_size, plan.length())
             try:
+                if durable:
+                    self.client.make_durable(self.namespace, lease.attempt)
                 # A reopened generation may have another number.
                 place.update(generation=self._generation, attempt=lease.attempt.hex(), rank=rank, world_size=world_size)
                 dynamic, _ = plan.dynamic_part(place, objects)

@@ -20,7 +20,7 @@ from safepoint._state import LONG_DTYPES, LONG_KINDS
 from safepoint.errors import Corrupt, ProtocolError
 
 if TYPE_CHECKING:
-    from safepoint._core import ReadPin, ShardReader
+    from safepoint._core import ReadPin, ShardReader, StoredPin
 
 Table = npt.NDArray[np.uint64]
 
@@ -42,11 +42,17 @@ def stored_dtype(piece: StoredPiece) -> torch.dtype | None:
 
 
 class Shards:
-    """The shards of one pinned attempt; opens each once."""
+    """The shards of one pinned attempt, in memory or in a store; opens each once."""
 
-    def __init__(self, pin: ReadPin) -> None:
+    def __init__(self, pin: ReadPin | StoredPin) -> None:
         self.pin = pin
         self._readers: dict[int, ShardReader] = {}
+
+    @property
+    def source(self) -> str:
+        """The tier that the shards opened so far are read from."""
+        tiers = {reader.from_store for reader in self._readers.values()}
+        return "memory+durable" if len(tiers) == 2 else "durable" if True in tiers else "memory"
 
     def reader(self, rank: int) -> ShardReader:
         if rank not in self._readers:

@@ -19,7 +19,7 @@ from safepoint._engine import Engine, Mode
 from safepoint._objects import Decoder
 from safepoint._restore import plan_restore
 from safepoint._save import Save, check_level, settle_all_copies
-from safepoint.errors import InvalidArgument, NotFound, SafepointError, Unavailable
+from safepoint.errors import InvalidArgument, NotFound, SafepointError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,7 +39,8 @@ _live: weakref.WeakSet[Checkpointer] = weakref.WeakSet()
 class RestoreInfo:
     """What a restore read.
 
-    `world_size` is the saved one; `source` is the tier; `bytes` counts this rank's tensor bytes.
+    `world_size` is the saved one; `source` is the tier: "memory", "durable", or "memory+durable" where memory did not
+    have every shard; `bytes` counts this rank's tensor bytes.
     """
 
     step: int
@@ -51,12 +52,12 @@ class RestoreInfo:
     bytes: int
 
 
-def restore_info(info: AttemptInfo, seconds: float, read: int) -> RestoreInfo:
+def restore_info(info: AttemptInfo, seconds: float, read: int, source: str) -> RestoreInfo:
     return RestoreInfo(
         step=info.step,
         attempt=info.attempt,
         generation=info.generation,
-        source="memory",
+        source=source,
         world_size=info.world_size,
         seconds=seconds,
         bytes=read,
@@ -111,12 +112,13 @@ class Checkpointer:
 
         Blocking mode: returns when the state was copied and may be changed; the seal follows in the background. Raises
         NotPlain or InvalidArgument (naming the part) and Unavailable, Fenced, NoSpace, LimitExceeded before or instead
-        of sending anything. `durable`: also bring it to the durable tier.
+        of sending anything. `durable`: the daemon also brings it to the durable tier, in the background
+        (`Save.wait("durable")`); Unavailable where it has none.
         """
         number = as_step(step)
         if durable:
-            raise Unavailable("no durable tier is configured: the step cannot be made durable")
-        return self._engine.save(number, state)
+            self._engine.check_durable()
+        return self._engine.save(number, state, durable=durable)
 
     # --- restoring
 
@@ -182,7 +184,7 @@ class Checkpointer:
                 plan.run(shards)
             if step is not None:
                 engine.branch(info.attempt, fresh=False)
-            return restore_info(info, time.perf_counter() - begin, plan.reads.bytes)
+            return restore_info(info, time.perf_counter() - begin, plan.reads.bytes, shards.source)
 
     # --- looking
 

@@ -88,10 +88,10 @@ void Catalog::SetWish(const ledger::DurableWish& wish) {
   if (auto it = ns.attempts.find(wish.attempt); it != ns.attempts.end()) it->second.wish = wish;
 }
 
-void Catalog::AddStoredShard(const SealRecord& record) {
+void Catalog::AddStoredShard(const SealRecord& record, bool read_back) {
   AddRecord(record);
   Attempt& attempt = namespaces_[KeyOf(record.key)].attempts[record.attempt];
-  if (!attempt.tombstone) attempt.stored.insert(record.rank);
+  if (!attempt.tombstone) attempt.stored.emplace(record.rank, read_back);
 }
 
 void Catalog::AddStoredManifest(const SealRecord& record) {

@@ -35,7 +35,7 @@ struct Attempt {
   bool conflicting = false;  // Two different records for one rank.
   bool operator_pin = false;
   std::optional<ledger::DurableWish> wish;  // The last one.
-  std::set<uint32_t> stored;                // Ranks whose shard the store has confirmed.
+  std::map<uint32_t, bool> stored;          // Ranks whose shard is confirmed in the store, and whether by reading it back.
   bool durable = false;                     // And the manifest object: whatever happens to memory, it can be read from there.
   bool WantsDurable() const { return wish && wish->on && !durable; }
 };
@@ -58,7 +58,7 @@ class Catalog {
   void AddQuarantine(const Hash256& record, const CopyReport& withdrawn);
   void SetOperatorPin(const ledger::OperatorPin& pin);
   void SetWish(const ledger::DurableWish& wish);
-  void AddStoredShard(const SealRecord& record);
+  void AddStoredShard(const SealRecord& record, bool read_back);
   void AddStoredManifest(const SealRecord& record);
   Status AddStructure(uint32_t uid, const Hash256& hash, const std::shared_ptr<PackedIndex>& index);  // kLimit: no room.
 

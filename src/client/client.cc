@@ -166,6 +166,14 @@ Status Client::PinStep(const std::string& ns, const Id128& attempt, bool on) {
   });
 }
 
+Status Client::MakeDurable(const std::string& ns, const Id128& attempt) {
+  return OrNoMemory("ask for durability", [&]() -> Status {
+    SP_RETURN_IF_ERROR(CheckNamespace(ns));
+    const auto done = core_->session.Ask<Empty>(MessageType::kMakeDurable, MakeDurableRequest{ns, attempt}, Within());
+    return done ? Status() : done.error();
+  });
+}
+
 Result<std::string> Client::StatusJson() {
   return OrNoMemory("ask for the status", [&]() -> Result<std::string> {
     SP_ASSIGN_OR_RETURN(auto reply, core_->session.Ask<StatusReply>(MessageType::kStatus, Empty{}, Within()));

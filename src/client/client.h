@@ -68,6 +68,8 @@ class Client {
   Result<std::vector<NamespaceInfo>> ListNamespaces();
   Result<std::unique_ptr<ReadPin>> OpenRead(const OpenReadRequest& request);
   Status PinStep(const std::string& ns, const Id128& attempt, bool on);
+  // Asks for level `durable`. kUnavailable: the daemon has no durable tier. kClosed: the attempt has ended without being whole, or was retired.
+  Status MakeDurable(const std::string& ns, const Id128& attempt);
   Result<std::string> StatusJson();
 
   // Ends waits, lets running transfers finish for up to `timeout`, cancels those that are left, unmaps the slots and says Bye. Also done by

@@ -52,6 +52,7 @@ class CoreHandle {
     new (kept) std::shared_ptr<ClientCore>(std::move(core_));
   }
 
+  explicit operator bool() const { return core_ != nullptr; }
   ClientCore* operator->() const { return core_.get(); }
   ClientCore& operator*() const { return *core_; }
 

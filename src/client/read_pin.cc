@@ -1,6 +1,7 @@
 #include "client/read_pin.h"
 
 #include "base/no_memory.h"
+#include "durable/open_store.h"
 
 namespace sp {
 namespace {
@@ -43,8 +44,16 @@ Status ReadPin::CheckOpen() {
 ReadResult<std::unique_ptr<ShardReader>> ReadPin::Shard(uint32_t rank) {
   return OrNoMemory("open a shard", [&]() -> ReadResult<std::unique_ptr<ShardReader>> {
     if (Status open = CheckOpen(); !open.ok()) return std::unexpected(open);
-    return ShardReader::Open(core_, origin_, reply_.pin, reply_.info, rank);
+    return ShardReader::Open(core_, origin_, reply_.pin, reply_.info, rank, [this] { return Store(); });
   });
+}
+
+Result<std::shared_ptr<ObjectStore>> ReadPin::Store() {
+  std::lock_guard lock(mutex_);
+  if (store_) return store_;
+  if (reply_.store.empty()) return Error(StatusCode::kProtocol, "the daemon does not have the shard and names no store that has");
+  SP_ASSIGN_OR_RETURN(store_, OpenStoreForReading(reply_.store));
+  return store_;
 }
 
 Result<bool> ReadPin::ReportCorrupt(uint32_t rank, uint64_t block) {

@@ -7,7 +7,9 @@
 #include <mutex>
 
 #include "client/client_core.h"
+#include "base/clock.h"
 #include "client/shard_reader.h"
+#include "durable/object_store.h"
 #include "format/messages.h"
 
 namespace sp {
@@ -21,7 +23,7 @@ class ReadPin {
 
   const AttemptInfo& info() const { return reply_.info; }
 
-  // Descriptors and checksum list of one rank's shard. kNotFound: the attempt has no such rank. kCorrupt: the daemon knows that it is,
+  // Descriptors and checksum list of one rank's shard; what this node's memory does not have is read from the store. kNotFound: the attempt has no such rank. kCorrupt: the daemon knows that it is,
   // or its checksum list does not match the seal record. kClosed: after Close, or the pin has ended.
   ReadResult<std::unique_ptr<ShardReader>> Shard(uint32_t rank);
 
@@ -33,12 +35,14 @@ class ReadPin {
 
  private:
   Status CheckOpen();
+  Result<std::shared_ptr<ObjectStore>> Store();
 
   CoreHandle core_;
   const Origin origin_;
   const OpenReadReply reply_;
   std::mutex mutex_;  // Guards what follows.
   bool closed_ = false;
+  std::shared_ptr<ObjectStore> store_;  // Opened when the first shard is read from it.
   uint64_t renewal_ = 0;
 };
 

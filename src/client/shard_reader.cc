@@ -6,6 +6,7 @@
 #include "base/no_memory.h"
 #include "base/sha256.h"
 #include "client/extents.h"
+#include "durable/open_store.h"
 #include "format/fixed_layout.h"
 #include "format/messages.h"
 #include "os/memfd.h"
@@ -17,7 +18,25 @@ uint64_t BlockSize(const SealRecord& record, uint64_t block) {
   return std::min(kBlockBytes, record.length_bytes - block * kBlockBytes);
 }
 
+constexpr int kStoreRequests = 8;  // At once, of one read.
+
+ReadResult<std::unique_ptr<ShardReader>> Incomplete(const Status& status, uint32_t rank) {
+  if (status.code() == StatusCode::kCorrupt) return std::unexpected(ReadError(status, rank, std::nullopt, false));
+  return std::unexpected(status);
+}
+
 }  // namespace
+
+ShardReader::ShardReader(const SealRecord& record, std::unique_ptr<StoredShard> stored)
+    : core_(nullptr), origin_(), record_(record), identity_(record_.Identity()), crcs_(stored->block_crcs()), stored_(std::move(stored)) {}
+
+ReadResult<std::unique_ptr<ShardReader>> ShardReader::OpenStored(std::shared_ptr<ObjectStore> store, const SealRecord& record) {
+  Result<std::unique_ptr<StoredShard>> stored = StoredShard::Open(std::move(store), record, ReadLimits(4 * BlockCount(record.length_bytes)));
+  if (!stored) return Incomplete(stored.error(), record.rank);
+  return std::unique_ptr<ShardReader>(new ShardReader(record, std::move(*stored)));
+}
+
+Status ShardReader::CheckUsable() const { return core_ ? core_->session.fork_guard().Check() : Status(); }
 
 ShardReader::ShardReader(CoreHandle core, const Origin& origin, const SealRecord& record, std::vector<Fd> extents)
     : core_(std::move(core)), origin_(origin), record_(record), identity_(record.Identity()), extents_(std::move(extents)) {
@@ -25,7 +44,7 @@ ShardReader::ShardReader(CoreHandle core, const Origin& origin, const SealRecord
 }
 
 ReadResult<std::unique_ptr<ShardReader>> ShardReader::Open(CoreHandle core, const Origin& origin, uint64_t pin, const AttemptInfo& info,
-                                                           uint32_t rank) {
+                                                           uint32_t rank, const FindStore& store) {
   const Nanos deadline = core->Deadline();
   const CallOptions options{.deadline = deadline, .boot = origin.boot};
   const ShardRequest shard{pin, rank, 0};
@@ -35,9 +54,14 @@ ReadResult<std::unique_ptr<ShardReader>> ShardReader::Open(CoreHandle core, cons
   const Result<SealRecord> record = SealRecord::Decode(reply->record.bytes);
   if (!record) return std::unexpected(record.error());
   if (record->attempt != info.attempt || record->rank != rank || record->kind != ShardKind::kData ||
-      uint64_t{reply->extents} * origin.extent_bytes < LeaseBytes(record->length_bytes)) {
+      (reply->extents > 0 && uint64_t{reply->extents} * origin.extent_bytes < LeaseBytes(record->length_bytes))) {
     return std::unexpected(Status(StatusCode::kProtocol, "the daemon sent the record of another shard, or too few extents for rank " +
                                                              std::to_string(rank)));
+  }
+  if (reply->extents == 0) {
+    Result<std::shared_ptr<ObjectStore>> found = store();
+    if (!found) return std::unexpected(found.error());
+    return OpenStored(std::move(*found), *record);
   }
   FetchExtentsRequest fetch;
   fetch.read_only = true;
@@ -104,7 +128,23 @@ ReadResult<std::vector<uint8_t>> ShardReader::Header() {
 
 ReadResult<uint64_t> ShardReader::Read(std::span<const ScatterSegment> segments, int threads) {
   ReadResult<uint64_t> read = OrNoMemory("read a shard", [&]() -> ReadResult<uint64_t> {
-    if (const Status here = core_->session.fork_guard().Check(); !here.ok()) return std::unexpected(here);
+    if (const Status here = CheckUsable(); !here.ok()) return std::unexpected(here);
+    if (stored_) {
+      std::vector<WantedRange> ranges;
+      uint64_t wanted = 0;
+      for (const ScatterSegment& segment : segments) {
+        ranges.push_back({segment.offset, segment.size, segment.target});
+        wanted += segment.size;
+      }
+      const StoredShard::Report report = stored_->Read(ranges, kStoreRequests, ReadLimits(wanted));
+      if (report.status.ok()) return wanted;
+      if (report.status.code() == StatusCode::kCorrupt) {
+        return std::unexpected(Corrupt(report.corrupt_blocks.front(), report.status.message(), report.target_modified));
+      }
+      ReadError error(report.status);
+      error.state_modified = report.target_modified;
+      return std::unexpected(std::move(error));
+    }
     const CopyOutReport report = core_->engine.CopyOut(Source(), segments, {.threads = threads});
     if (report.status.code() == StatusCode::kCorrupt) {
       return std::unexpected(Corrupt(report.corrupt_blocks.front(), report.status.message(), report.target_modified));
@@ -125,10 +165,15 @@ ReadResult<uint64_t> ShardReader::Read(std::span<const ScatterSegment> segments,
 
 Result<std::vector<uint64_t>> ShardReader::Verify(uint64_t first, uint64_t count) {
   return OrNoMemory("verify a shard", [&]() -> Result<std::vector<uint64_t>> {
-    SP_RETURN_IF_ERROR(core_->session.fork_guard().Check());
+    SP_RETURN_IF_ERROR(CheckUsable());
     if (first > blocks() || count > blocks() - first) {
       return Error(StatusCode::kInvalidArgument, "blocks " + std::to_string(first) + " to " + std::to_string(first + count) + " of a shard of " +
                                                      std::to_string(blocks()) + " blocks");
+    }
+    if (stored_) {
+      StoredShard::Report report = stored_->Verify(first, count, kStoreRequests, ReadLimits(count * kBlockBytes));
+      if (!report.status.ok() && report.status.code() != StatusCode::kCorrupt) return std::unexpected(report.status);
+      return std::move(report.corrupt_blocks);
     }
     if (count == blocks()) {  // The copy engine has threads for that.
       CopyOutReport report = core_->engine.CopyOut(Source(), {}, {.verify_all = true});
@@ -149,7 +194,8 @@ Result<std::vector<uint64_t>> ShardReader::Verify(uint64_t first, uint64_t count
 
 ReadResult<uint64_t> ShardReader::CopyToFile(int fd) {
   return OrNoMemory("copy a shard to a file", [&]() -> ReadResult<uint64_t> {
-    if (const Status here = core_->session.fork_guard().Check(); !here.ok()) return std::unexpected(here);
+    if (const Status here = CheckUsable(); !here.ok()) return std::unexpected(here);
+    if (stored_) return CopyStoredToFile(fd);
     std::vector<uint8_t> buffer(kBlockBytes);
     for (uint64_t block = 0; block < blocks(); ++block) {
       const auto size = ReadBlock(block, buffer);
@@ -159,6 +205,19 @@ ReadResult<uint64_t> ShardReader::CopyToFile(int fd) {
     }
     return record_.length_bytes;
   });
+}
+
+ReadResult<uint64_t> ShardReader::CopyStoredToFile(int fd) {
+  constexpr uint64_t kPiece = 64 * kBlockBytes;
+  std::vector<uint8_t> buffer(std::min(kPiece, record_.length_bytes));
+  for (uint64_t begin = 0; begin < record_.length_bytes; begin += kPiece) {
+    const ScatterSegment piece{begin, std::min(kPiece, record_.length_bytes - begin), buffer.data()};
+    const auto read = Read({&piece, 1});
+    if (!read) return read;
+    const Status written = PWriteExact(fd, ByteSpan(buffer).first(piece.size), begin);
+    if (!written.ok()) return std::unexpected(written);
+  }
+  return record_.length_bytes;
 }
 
 ReadResult<uint64_t> ShardReader::ReadBlock(uint64_t block, MutableByteSpan buffer) const {

@@ -56,11 +56,15 @@ struct ListPage {
   std::string next;                 // Cursor of the next page; empty: this was the last.
 };
 
-// The content of an object, in memory that belongs to the caller and does not change until the call has returned.
+// The content of an object. Read piece by piece, and not from a mapping: what lies in extents can be changed by clients, and a page that one of them
+// has punched out would end whoever touches it (I-26).
 struct PutSource {
-  std::vector<ByteSpan> ranges;      // One after another; each but the last a multiple of kBlockBytes long.
-  std::vector<uint32_t> block_crcs;  // CRC32C of each kBlockBytes of the whole, as sealed; the last block may be short.
-  uint64_t size_bytes() const;
+  uint64_t size_bytes = 0;
+  std::vector<uint32_t> block_crcs;  // CRC32C of each kBlockBytes, as sealed; the last block may be short.
+  // Fills `out` with the bytes from `offset` on. Called from any number of threads at once, until the call has returned.
+  std::function<Status(uint64_t offset, MutableByteSpan out)> read;
+  // Of bytes that belong to the caller and do not change until the call has returned.
+  static PutSource OfMemory(ByteSpan bytes, std::vector<uint32_t> block_crcs);
 };
 
 struct CallLimits {

@@ -162,7 +162,8 @@ struct DurableWish {  // Somebody asked for level `durable`; `on` false: it is g
 struct StoredShard {  // The store has confirmed every byte of it. With the record, because memory may let go of the shard.
   static constexpr const char* kName = "StoredShard";
   FixedBytes<SealRecord::kBytes> record;
-  template <class A> void Fields(A& a) { a.Fixed(record); }
+  bool read_back = false;  // By reading it back; else the store compared the checksums that were sent with the bytes.
+  template <class A> void Fields(A& a) { a.Fixed(record); a.Bool(read_back); }
   friend bool operator==(const StoredShard&, const StoredShard&) = default;
 };
 

@@ -54,9 +54,10 @@ struct StructureRead {  // Answer to action::ReadStructure.
   Status status;
   std::shared_ptr<PackedIndex> structure;  // If it is valid.
 };
-struct ShardStored {  // Answer to action::StoreShard. kOk: the store has confirmed every byte.
+struct ShardStored {  // Answer to action::StoreShard. kOk: every byte in the store is confirmed.
   Hash256 record;
   Status status;
+  bool read_back = false;  // By reading it back, where the store does not look at checksums.
 };
 struct ShardProgress {  // Of one that is under way: bytes that have reached the store.
   Hash256 record;

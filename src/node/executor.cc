@@ -1,11 +1,18 @@
 #include "node/executor.h"
 
+#include "os/system.h"
+
 namespace sp {
 
-Result<std::unique_ptr<Executor>> Executor::Create(uint32_t threads, size_t waiting_max) {
+Result<std::unique_ptr<Executor>> Executor::Create(uint32_t threads, size_t waiting_max, bool yielding) {
   SP_ASSIGN_OR_RETURN(EventFd wake, EventFd::Create());
   std::unique_ptr<Executor> executor(new Executor(std::move(wake), waiting_max));
-  for (uint32_t i = 0; i < threads; ++i) executor->threads_.emplace_back([e = executor.get()] { e->Run(); });
+  for (uint32_t i = 0; i < threads; ++i) {
+    executor->threads_.emplace_back([e = executor.get(), yielding] {
+      if (yielding) YieldToOthers();
+      e->Run();
+    });
+  }
   return executor;
 }
 

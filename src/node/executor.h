@@ -20,7 +20,8 @@ class Executor {
   using Job = std::function<Completion()>;    // Runs on a thread of the executor.
 
   // The threads take no signals, if the caller has blocked them before.
-  static Result<std::unique_ptr<Executor>> Create(uint32_t threads, size_t waiting_max);
+  // `yielding`: the threads wait for everybody else on this machine (YieldToOthers).
+  static Result<std::unique_ptr<Executor>> Create(uint32_t threads, size_t waiting_max, bool yielding = false);
   ~Executor();
 
   // False, and nothing happens, when `waiting_max` jobs wait already. Of the `large` ones, which take much memory, one runs at a time, and every other

@@ -70,6 +70,13 @@ std::string RenderMetrics(const std::string& core_status_json, const WorkerCount
   text.One("attempts_closed_total", "counter", "Attempts that ended without becoming complete.", At(core, "/totals/closed"));
   text.One("attempts_retired_total", "counter", "Complete attempts that made room for newer ones.", At(core, "/totals/retired"));
   text.One("shards_quarantined_total", "counter", "Shards found corrupt.", At(core, "/totals/quarantined"));
+  if (core.contains("durable") && core.at("durable").is_object()) {
+    text.One("durable_steps_waiting", "gauge", "Steps on their way to the store.", At(core, "/durable/steps_waiting"));
+    text.One("durable_steps_in_trouble", "gauge", "Those whose last try failed.", At(core, "/durable/steps_in_trouble"));
+    text.One("durable_steps_total", "counter", "Steps that became durable.", At(core, "/durable/completed"));
+    text.One("durable_failures_total", "counter", "Tries to reach the store that failed.", At(core, "/durable/failures"));
+    text.One("durable_bytes_total", "counter", "Bytes of shards that the store has confirmed.", At(core, "/durable/bytes"));
+  }
   text.One("requests_refused_total", "counter", "Requests answered with an error.", At(core, "/totals/refused"));
   text.One("frames_received_total", "counter", "Messages received from clients.", worker.frames_received);
   text.One("frames_refused_total", "counter", "Messages that were none of the protocol.", worker.frames_refused);

@@ -141,9 +141,11 @@ void NodeCore::Impl::On(const event::ShardStored& e) {
   const Attempt* attempt = catalog_.FindAttempt(drain.ns, id);
   ledger::StoredShard entry;
   entry.record.bytes = attempt->records.at(rank).Encode();
+  entry.read_back = e.read_back;
   Commit(entry);
   counters_.drain_bytes += attempt->records.at(rank).length_bytes;
-  Evidence(Severity::kInfo, "shard_stored", attempt->key, {{"rank", std::to_string(rank)}, {"record", e.record.ToHex()}});
+  Evidence(Severity::kInfo, "shard_stored", attempt->key, {{"rank", std::to_string(rank)}, {"record", e.record.ToHex()},
+                                                                 {"confirmed_by", e.read_back ? "reading it back" : "the store"}});
   PumpDrains();
 }
 
@@ -274,6 +276,7 @@ void NodeCore::Impl::On(const event::StoreListed& e) {
       for (const SealRecord& record : step.records) {
         ledger::StoredShard shard;
         shard.record.bytes = record.Encode();
+        shard.read_back = true;  // Whatever it was when it was written: nothing is read from it unverified.
         Commit(shard);
       }
       ++found;

@@ -22,16 +22,18 @@ inline Id128 TestId(uint8_t n) {
 
 class NodeCoreHarness {
  public:
-  explicit NodeCoreHarness(uint32_t extents_max = 8, uint32_t retain = 2) : memory_((uint64_t{1} << 20) / 8) {
+  explicit NodeCoreHarness(uint32_t extents_max = 8, uint32_t retain = 2, std::string store = "") : memory_((uint64_t{1} << 20) / 8) {
     config.node = TestId(0xaa);
     config.boot = TestId(0xbb);
     config.version = "test";
     config.extent_bytes = 8192;
     config.extents_max = extents_max;
     config.retain = retain;
+    config.store = std::move(store);
     OpenLedger();
     core = std::make_unique<NodeCore>(config);
     Execute(core->Restore(now, ledger->Read(), {}));
+    Drain();
   }
 
   struct Client {
@@ -136,8 +138,8 @@ class NodeCoreHarness {
     return Ask(c, MessageType::kOpenRead, r);
   }
   Frame Abort(const Client& c, uint64_t lease) { return Ask(c, MessageType::kAbort, LeaseRequest{lease, "test"}); }
-  Frame Wait(const Client& c, const Id128& attempt, Nanos timeout = kNanosPerSecond) {
-    return Ask(c, MessageType::kWait, WaitRequest{"job", attempt, Level::kMemory, static_cast<uint64_t>(timeout)});
+  Frame Wait(const Client& c, const Id128& attempt, Nanos timeout = kNanosPerSecond, Level level = Level::kMemory) {
+    return Ask(c, MessageType::kWait, WaitRequest{"job", attempt, level, static_cast<uint64_t>(timeout)});
   }
   nlohmann::json StatusView(uint32_t uid = 1000) { return nlohmann::json::parse(core->StatusJson(now, uid, false)); }
   uint64_t PoolBytes(const char* what) { return StatusView()["pool"][what].get<uint64_t>() / 8192; }  // In extents.
@@ -162,11 +164,24 @@ class NodeCoreHarness {
     dead_sessions = dead;
     Execute(core->Restore(now, ledger->Read(), {extents.begin(), extents.end()}));
     CheckCore();
-    while (!later.empty()) {
-      const Event e = later.front();
-      later.erase(later.begin());
-      Step(e);
-    }
+    Drain();
+  }
+  // Another keeper: the memory is gone, the durable tier and the markers are not.
+  void LoseMemory() {
+    config.incarnation = 1;
+    config.boot.bytes[0] ^= 1;
+    std::fill(memory_.begin(), memory_.end(), 0);
+    extents.clear();
+    OpenLedger();
+    core = std::make_unique<NodeCore>(config);
+    Execute(core->Restore(now, ledger->Read(), {}));
+    Drain();
+  }
+  // What was held back, now.
+  void Release() {
+    later.insert(later.end(), held.begin(), held.end());
+    held.clear();
+    Drain();
   }
   void Compact() { ASSERT_TRUE(ledger->Compact(core->Snapshot()).ok()); }
   static Hash256 StructureOf(uint32_t world_size, uint32_t rank) { return Sha256(AsBytes("s" + std::to_string(world_size) + " " + std::to_string(rank))); }
@@ -180,6 +195,13 @@ class NodeCoreHarness {
       const Event next = later.front();
       later.erase(later.begin());
       Step(next);
+    }
+  }
+  void Drain() {
+    while (!later.empty()) {
+      const Event e = later.front();
+      later.erase(later.begin());
+      Step(e);
     }
   }
   void CheckCore() {
@@ -199,6 +221,9 @@ class NodeCoreHarness {
   std::set<Hash256> unknown_structures; // Read from a shard, these turn out to be malformed.
   Status block_check;               // How the next CheckBlock ends.
   Status seal_check;                // How the next CheckSeal ends.
+  Status store_status;              // How everything that is asked of the durable tier ends.
+  bool hold_store = false;          // Its answers.
+  std::vector<StoredStep> stored;   // What it has: outlives this node's memory.
   std::set<Id128> dead_sessions;
   int kill_after = -1;                  // SIGKILL after so many more ledger entries.
   bool killed = false;
@@ -250,6 +275,13 @@ class NodeCoreHarness {
         Answer(false, event::StructureRead{a->record, read, read.ok() ? IndexOf(a->structure) : nullptr});
       } else if (const auto* a = std::get_if<action::CheckBlock>(&any)) {
         Answer(false, event::BlockChecked{a->token, block_check});
+      } else if (const auto* a = std::get_if<action::StoreShard>(&any)) {
+        Answer(hold_store, event::ShardStored{a->record.Identity(), store_status, false});
+      } else if (const auto* a = std::get_if<action::StoreManifest>(&any)) {
+        if (store_status.ok() && std::ranges::find(stored, a->step) == stored.end()) stored.push_back(a->step);
+        Answer(hold_store, event::ManifestStored{a->attempt, store_status});
+      } else if (std::holds_alternative<action::ListStore>(any)) {
+        Answer(hold_store, event::StoreListed{store_status, store_status.ok() ? stored : std::vector<StoredStep>()});
       } else if (const auto* a = std::get_if<action::CreateExtents>(&any)) {
         for (uint32_t i = 0; i < a->count; ++i) {
           if (!hold_extents) extents.insert(a->first + i);

@@ -115,7 +115,7 @@ void NodeCore::Impl::Apply(const LedgerEntry& any) {
     auto record = SealRecord::Decode(e->record.span());
     const Attempt* attempt = record ? catalog_.FindAttempt({record->key.uid, record->key.ns}, record->attempt) : nullptr;
     // Of an attempt that is not durable memory has the shard, too, unless entries in between were damaged.
-    if (attempt && (attempt->durable || sealed_.contains({record->attempt, record->rank}))) catalog_.AddStoredShard(*record);
+    if (attempt && (attempt->durable || sealed_.contains({record->attempt, record->rank}))) catalog_.AddStoredShard(*record, e->read_back);
   } else if (const auto* e = std::get_if<ledger::StoredManifest>(&any)) {
     if (auto record = SealRecord::Decode(e->record.span())) {
       catalog_.AddStoredManifest(*record);
@@ -310,8 +310,9 @@ std::vector<LedgerEntry> NodeCore::Impl::Snapshot() const {
         entry.record.bytes = a->manifest->Encode();
         out.push_back(entry);
       }
-      for (const uint32_t rank : a->stored) {
+      for (const auto& [rank, read_back] : a->stored) {
         ledger::StoredShard entry;
+        entry.read_back = read_back;
         entry.record.bytes = a->records.at(rank).Encode();
         out.push_back(entry);
       }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <limits>
 
+#include "durable/open_store.h"
 #include "format/constants.h"
 #include "node/listen_address.h"
 #include "node/units.h"
@@ -151,6 +152,21 @@ Row SocketMode() {
           }};
 }
 
+Row Store() {
+  return {{"store", "Where steps become durable.", "file:///absolute/path, or off; at most 1024 bytes", SettingInfo::Kind::kText},
+          [](Settings& s, const std::string& text) -> std::string {
+            if (text.size() > kStoreUrlBytesMax) return "is too long";
+            if (text != "off") {
+              const SteadyClock clock;
+              const auto store = OpenStore(text, clock);
+              if (!store && store.error().code() == StatusCode::kInvalidArgument) return store.error().message();
+            }
+            s.store = text;
+            return "";
+          },
+          [](const Settings& s) { return s.store; }};
+}
+
 Row Http() {
   return {{"http", "Where /healthz, /metrics and /status are served.", "a loopback address and port, e.g. 127.0.0.1:9202 or [::1]:0 (0: any free port), or off",
            SettingInfo::Kind::kText},
@@ -183,6 +199,10 @@ const std::vector<Row>& Table() {
       Duration("pin", &S::pin, kSecond, kHour, false, "A restore that is not heard of for so long loses its hold on the step."),
       Duration("handshake", &S::handshake, kSecond, 60 * kSecond, false, "A new connection must say Hello within this."),
       Duration("grace", &S::grace, 100 * kNanosPerMilli, 600 * kSecond, false, "From SIGTERM to the end, at most."),
+      Store(),
+      Number("durable_every", &S::durable_every, 0, kStepMax, "Every step that is a multiple of it is made durable; 0: those that are asked for."),
+      Duration("durable_interval", &S::durable_interval, kSecond, 366 * 24 * kHour, true, "The first complete step after so long is made durable, too."),
+      Number("drain_threads", &S::drain_threads, 1, 16, "Shards that are on their way to the store at once."),
       Bool("private", &S::is_private, "Started by a client library for one user: grows on demand, ends when idle."),
       Duration("idle_exit", &S::idle_exit, kSecond, 366 * 24 * kHour, true, "End after so long without a client when no step is held."),
       Duration("idle_exit_holding", &S::idle_exit_holding, kSecond, 366 * 24 * kHour, true, "End after so long without a client although steps are held."),
@@ -249,6 +269,10 @@ Status CheckTogether(const Settings& s, const GivenValues& given, AvailableBytes
   }
   if (s.pool_prefault_bytes % s.extent_bytes != 0) return wrong("pool_prefault", "is not a multiple of extent (" + FormatSize(s.extent_bytes) + ")");
   if (s.pool_prefault_bytes > s.pool_bytes) return wrong("pool_prefault", "is more than pool (" + FormatSize(s.pool_bytes) + ")");
+  for (const char* name : {"durable_every", "durable_interval"}) {
+    const bool set = std::string(name) == "durable_every" ? s.durable_every > 0 : s.durable_interval > 0;
+    if (set && s.store == "off") return wrong(name, "needs a store");
+  }
   if (s.connections_per_uid_max > s.connections_max) {
     return wrong("connections_per_uid_max", "is more than connections_max (" + std::to_string(s.connections_max) + ")");
   }

@@ -32,6 +32,11 @@ struct Settings {
   Nanos handshake = 5 * kNanosPerSecond;
   Nanos grace = 10 * kNanosPerSecond;  // From SIGTERM to SIGKILL; the worker has half of it to finish its replies.
 
+  std::string store = "off";  // URL of the durable tier.
+  uint64_t durable_every = 0;
+  Nanos durable_interval = 0;
+  uint32_t drain_threads = 2;  // Shards on their way to the store at once.
+
   bool is_private = false;
   Nanos idle_exit = 0, idle_exit_holding = 0;  // 0: never.
 

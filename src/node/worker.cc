@@ -79,6 +79,10 @@ Status Worker::Start() {
   }
   SP_ASSIGN_OR_RETURN(executor_, Executor::Create(settings_.check_threads, kExecutorQueue));
 
+  if (settings_.store != "off") {
+    SP_ASSIGN_OR_RETURN(drainer_, Drainer::Create(settings_.store, settings_.drain_threads, clock_, [this](Event event) { Post(std::move(event)); }));
+  }
+
   CoreConfig config;
   config.node = node_;
   config.boot = boot_;
@@ -100,6 +104,10 @@ Status Worker::Start() {
   config.pins_max = settings_.pins_max;
   config.namespaces_per_uid_max = settings_.namespaces_per_uid_max;
   config.header_max = settings_.header_max;
+  config.store = settings_.store == "off" ? "" : settings_.store;
+  config.durable_every = settings_.durable_every;
+  config.durable_interval = settings_.durable_interval;
+  config.drains_max = settings_.drain_threads;
   config.structures_max = std::max(config.structures_max, 2 * settings_.header_max);
   auto markers = LoadMarkers(settings_.state_dir);
   config.markers_known = markers.has_value();
@@ -110,6 +118,7 @@ Status Worker::Start() {
   SP_RETURN_IF_ERROR(epoll_->Add(keeper_->fd(), EPOLLIN, Token(Source::kKeeper)));
   SP_RETURN_IF_ERROR(epoll_->Add(signals_->fd(), EPOLLIN, Token(Source::kSignals)));
   SP_RETURN_IF_ERROR(epoll_->Add(executor_->fd(), EPOLLIN, Token(Source::kExecutor)));
+  if (drainer_) SP_RETURN_IF_ERROR(epoll_->Add(drainer_->fd(), EPOLLIN, Token(Source::kDrainer)));
   const Status http = StartHttp();
   if (!http.ok()) {
     if (incarnation_ == 1) return Refuse(Status(http.code(), "setting http = \"" + settings_.http + "\": " + http.message()));
@@ -173,6 +182,7 @@ Result<int> Worker::Loop() {
         case Source::kKeeper: SP_RETURN_IF_ERROR(HandleKeeper()); break;
         case Source::kSignals: SP_RETURN_IF_ERROR(HandleSignals()); break;
         case Source::kExecutor: executor_->RunCompletions(); break;
+        case Source::kDrainer: drainer_->RunCompletions(); break;
         case Source::kConnection:
           if (event.events & EPOLLOUT) FlushConnection(id);
           if (event.events & (EPOLLIN | EPOLLHUP | EPOLLERR)) ReadFrames(id);
@@ -197,6 +207,10 @@ void Worker::HandleTimers(Nanos now) {
   if (const auto next = core_->NextDeadline(); next && *next <= now && now >= ticked_at_ + kNanosPerMilli) {
     ticked_at_ = now;
     Post(event::Tick{});
+  }
+  if (drainer_ && now >= drains_seen_at_ + kBeat) {
+    drains_seen_at_ = now;
+    drainer_->PostProgress();
   }
   if (accept_again_at_ != 0 && now >= accept_again_at_) {
     accept_again_at_ = 0;
@@ -237,13 +251,16 @@ void Worker::BeginStop(bool keeper_ends) {
   if (stopping_) return;
   logger_.Log(LogSeverity::kInfo, "worker_stopping", {{"whole_daemon", keeper_ends ? "true" : "false"}});
   stopping_ = true;
-  stop_by_ = clock_.Now() + settings_.grace / 2;
+  // Replies take half of the grace at most. What was asked to be durable may take nearly all of it: the keeper kills at its end.
+  const bool drains = keeper_ends && core_->IsDraining();
+  stop_by_ = clock_.Now() + (drains ? settings_.grace - settings_.grace / 10 : settings_.grace / 2);
   if (listening_ && !epoll_->Remove(listener_.get()).ok()) accept_again_at_ = 0;
   listening_ = false;
 }
 
 bool Worker::StopIsDue(Nanos now) const {
   if (!stopping_) return false;
+  if (keeper_ends_ && core_->IsDraining() && now < stop_by_) return false;
   return now >= stop_by_ || std::none_of(connections_.begin(), connections_.end(), [](const auto& c) { return c.second.has_queued(); });
 }
 

@@ -14,6 +14,7 @@
 #include "http/http_server.h"
 #include "node/client_connection.h"
 #include "node/command_line.h"
+#include "node/drainer.h"
 #include "node/executor.h"
 #include "node/keeper_link.h"
 #include "node/ledger_keeping.h"
@@ -38,7 +39,7 @@ class Worker {
   int Run();
 
  private:
-  enum class Source : uint64_t { kListener = 1, kKeeper, kSignals, kExecutor, kConnection, kSession };
+  enum class Source : uint64_t { kListener = 1, kKeeper, kSignals, kExecutor, kConnection, kSession, kDrainer };
   struct WatchedSession {
     Id128 session;
     Fd pidfd;
@@ -82,6 +83,9 @@ class Worker {
   Status Do(const action::CheckSeal& a);
   Status Do(const action::ReadStructure& a);
   Status Do(const action::CheckBlock& a);
+  Status Do(const action::StoreShard& a);
+  Status Do(const action::StoreManifest& a);
+  Status Do(const action::ListStore& a);
   Status Do(const action::CreateExtents& a);
   Status Do(const action::DropExtents& a);
   Status Do(const action::WriteMarker& a);
@@ -115,6 +119,7 @@ class Worker {
   std::optional<LedgerKeeping> ledger_;
   std::unique_ptr<NodeCore> core_;
   std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Drainer> drainer_;  // Where there is a store.
   std::deque<Event> events_;
 
   ConnectionMap connections_;
@@ -126,7 +131,7 @@ class Worker {
 
   Status failed_;  // Of a step whose actions could not be carried out: the worker must end.
   WorkerCounters counters_;
-  Nanos ticked_at_ = 0, published_at_ = 0, http_again_at_ = 0, marker_warned_at_ = 0;
+  Nanos ticked_at_ = 0, published_at_ = 0, drains_seen_at_ = 0, http_again_at_ = 0, marker_warned_at_ = 0;
   bool stopping_ = false, keeper_ends_ = false;
   Nanos stop_by_ = 0;
   std::unique_ptr<HttpServer> http_;  // Last: its thread reads the board, so it goes first.

@@ -171,6 +171,23 @@ Status Worker::Do(const action::CheckBlock& a) {
   return {};
 }
 
+Status Worker::Do(const action::StoreShard& a) {
+  Result<ExtentSet> lease = ExtentsOf(a.extents);
+  if (lease) drainer_->StoreShard(a.record, std::move(*lease));
+  else Post(event::ShardStored{a.record.Identity(), lease.error(), false});
+  return {};
+}
+
+Status Worker::Do(const action::StoreManifest& a) {
+  drainer_->StoreManifest(a.attempt, a.step);
+  return {};
+}
+
+Status Worker::Do(const action::ListStore&) {
+  drainer_->List();
+  return {};
+}
+
 // Extents of the keeper's start are made without our asking: those are answered when they are here.
 Status Worker::Do(const action::CreateExtents& a) {
   const auto request = [&](uint32_t first, uint32_t count) -> Status {

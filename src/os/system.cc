@@ -1,6 +1,9 @@
 #include "os/system.h"
 
 #include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -107,6 +110,13 @@ Result<uint64_t> AvailableMemoryBytes(const std::string& root) {
     }
   }
   return available;
+}
+
+void YieldToOthers() {
+  constexpr int kIoprioWhoProcess = 1, kIoprioBestEffortLowest = 2 << 13 | 7;  // linux/ioprio.h, which C++ programs cannot include everywhere.
+  // On Linux both calls mean the thread, where they say process.
+  ::setpriority(PRIO_PROCESS, 0, 19);
+  ::syscall(SYS_ioprio_set, kIoprioWhoProcess, 0, kIoprioBestEffortLowest);
 }
 
 void FillRandom(MutableByteSpan out) {

@@ -16,6 +16,10 @@ Result<Id128> BootId();
 // its parents, limit minus usage that cannot be reclaimed. `root` is put before /proc and /sys, for tests.
 Result<uint64_t> AvailableMemoryBytes(const std::string& root = "");
 
+// Makes the calling thread, and what it starts, wait for everybody else: niceness 19, and the lowest class of disk access. What the system refuses stays
+// as it was: less politeness is no error.
+void YieldToOthers();
+
 // Cryptographically strong random bytes.
 void FillRandom(MutableByteSpan out);
 Id128 RandomId128();

@@ -187,7 +187,7 @@ class Event {
 
 constexpr std::array kMessageNames = {
     "Hello", "OpenGeneration", "PrepareSlots", "Reserve", "FetchExtents", "Seal", "Abort", "Renew", "Wait", "Latest",
-    "ListSteps", "ListNamespaces", "OpenRead", "ShardInfo", "Unpin", "PinStep", "ReportCorrupt", "Status", "Bye"};
+    "ListSteps", "ListNamespaces", "OpenRead", "ShardInfo", "Unpin", "PinStep", "ReportCorrupt", "Status", "Bye", "MakeDurable"};
 static_assert(kMessageNames.size() == static_cast<size_t>(kMessageTypeLast));
 
 const char* KeeperCommandName(KeeperCommand command) {

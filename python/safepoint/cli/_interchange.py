@@ -24,8 +24,8 @@ from safepoint.cli._common import (
     print_json,
     reported,
     stderr,
-    the_namespace,
 )
+from safepoint.cli._places import Store, place
 
 _LISTED = 5  # Names in one line.
 
@@ -75,15 +75,16 @@ def export(
     ] = False,
     namespace: Namespace = None,
     socket: Socket = None,
+    store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one step to DIRECTORY for other tools, every byte verified (docs/interchange.md has the formats)."""
     from safepoint.interchange._export import export_pinned
 
     with reported():
-        client = connect(socket)
-        name = the_namespace(client, namespace)
-        with client.open_read(name, step=step) as pin:
+        there = place(socket, store)
+        name = there.namespace(namespace)
+        with there.open(name, step=step) as pin:
             with _files_reported(directory), _bar(f"step {pin.info.step}", as_json) as progress:
                 info = export_pinned(
                     pin,

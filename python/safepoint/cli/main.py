@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from safepoint import _core, errors
-from safepoint.cli import _interchange
+from safepoint.cli import _gc, _interchange
 from safepoint.cli._common import (
     EXIT_BAD_NEWS,
     AsJson,
@@ -25,6 +25,7 @@ from safepoint.cli._common import (
     stderr,
     the_namespace,
 )
+from safepoint.cli._places import Pin, Store, StorePlace, place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +70,8 @@ def status(socket: Socket = None, as_json: AsJson = False) -> None:
                 latest,
             )
         console.print(table)
+        if state["durable"] is not None:
+            _print_durable(state)
         for lease in state["leases"]:
             console.print(
                 f"being written: {lease['namespace']} step {lease['step']} rank {lease['rank']} by pid {lease['pid']}",
@@ -76,10 +79,40 @@ def status(socket: Socket = None, as_json: AsJson = False) -> None:
             )
 
 
+def _print_durable(state: dict[str, Any]) -> None:
+    durable = state["durable"]
+    if not state["drains"]:
+        console.print(f"durable tier {durable['store']}: nothing on its way", highlight=False, soft_wrap=True)
+    else:
+        table = Table("to be durable", "step", "there", "of", "rate", "time left", "trouble")
+        for drain in state["drains"]:
+            rate = drain["bytes_done"] / drain["seconds"] if drain["seconds"] > 0 else 0.0
+            left = f"{(drain['bytes'] - drain['bytes_done']) / rate:.0f} s" if rate > 0 else "-"
+            table.add_row(
+                drain["namespace"],
+                str(drain["step"]),
+                human_bytes(drain["bytes_done"]),
+                human_bytes(drain["bytes"]),
+                f"{human_bytes(int(rate))}/s",
+                left,
+                drain["trouble"],
+            )
+        console.print(table)
+        console.print(f"durable tier {durable['store']}", highlight=False, soft_wrap=True)
+    if "listing_failed" in durable:
+        stderr.print(f"it could not be listed: {durable['listing_failed']}", style="red", highlight=False)
+
+
 @app.command(name="ls")
-def list_steps(namespace: Namespace = None, socket: Socket = None, as_json: AsJson = False) -> None:
+def list_steps(
+    namespace: Namespace = None, socket: Socket = None, store: Store = None, as_json: AsJson = False
+) -> None:
     """Steps of a namespace (newest of the lineage first), or all namespaces."""
     with reported():
+        there = place(socket, store)
+        if isinstance(there, StorePlace):
+            name = there.namespace(namespace)
+            return _print_steps(name, there.steps(name), as_json)
         client = connect(socket)
         if namespace is None:
             spaces = client.list_namespaces()
@@ -101,22 +134,25 @@ def list_steps(namespace: Namespace = None, socket: Socket = None, as_json: AsJs
                     table.add_row(n.ns, str(n.generation), str(n.complete_steps), human_bytes(n.bytes))
                 return console.print(table)
         name = the_namespace(client, namespace)
-        steps = client.list_steps(name)
-        if as_json:
-            return print_json([attempt_json(i) for i in steps])
-        table = Table("step", "state", "level", "ranks", "size", "launch", "note", title=name, title_justify="left")
-        for i in steps:
-            note = "pinned" if i.pinned else i.reason
-            table.add_row(
-                str(i.step),
-                i.state,
-                i.level,
-                f"{i.sealed_ranks}/{i.world_size}",
-                human_bytes(i.bytes),
-                str(i.generation),
-                note,
-            )
-        console.print(table)
+        _print_steps(name, client.list_steps(name), as_json)
+
+
+def _print_steps(name: str, steps: list[_core.AttemptInfo], as_json: bool) -> None:
+    if as_json:
+        return print_json([attempt_json(i) for i in steps])
+    table = Table("step", "state", "level", "ranks", "size", "launch", "note", title=name, title_justify="left")
+    for i in steps:
+        note = "pinned" if i.pinned else i.reason
+        table.add_row(
+            str(i.step),
+            i.state,
+            i.level,
+            f"{i.sealed_ranks}/{i.world_size}",
+            human_bytes(i.bytes),
+            str(i.generation),
+            note,
+        )
+    console.print(table)
 
 
 @app.command()
@@ -124,14 +160,15 @@ def show(
     step: Annotated[int, typer.Argument(min=0)],
     namespace: Namespace = None,
     socket: Socket = None,
+    store: Store = None,
     as_json: AsJson = False,
     tensors: Annotated[bool, typer.Option(help="List every tensor.")] = False,
 ) -> None:
     """One complete step: its shards, and what is in them."""
     with reported():
-        client = connect(socket)
-        name = the_namespace(client, namespace)
-        with client.open_read(name, step=step) as pin:
+        there = place(socket, store)
+        name = there.namespace(namespace)
+        with there.open(name, step=step) as pin:
             shards = []
             for rank in range(pin.info.world_size):
                 reader = pin.shard(rank)
@@ -185,13 +222,14 @@ def verify(
     step: Annotated[int | None, typer.Argument(min=0, help="Default: every complete step.")] = None,
     namespace: Namespace = None,
     socket: Socket = None,
+    store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """Re-read and check every byte. Exit 1 if a shard is corrupt (the daemon is told, and lists the step no more)."""
     with reported():
-        client = connect(socket)
-        name = the_namespace(client, namespace)
-        known = [i for i in client.list_steps(name) if step in (None, i.step)]
+        there = place(socket, store)
+        name = there.namespace(namespace)
+        known = [i for i in there.steps(name) if step in (None, i.step)]
         steps = [i for i in known if i.state == "complete"]
         corrupt: list[dict[str, object]] = [
             {"step": i.step, "rank": None, "block": None, "note": i.reason} for i in known if i.state == "corrupt"
@@ -210,7 +248,7 @@ def verify(
             task = progress.add_task("verify", total=total)
             for info in list(steps):
                 try:
-                    reading = client.open_read(name, attempt=info.attempt)
+                    reading = there.open(name, attempt=info.attempt)
                 except errors.NotFound:  # A running job went on, and the daemon let it go meanwhile.
                     steps.remove(info)
                     total -= info.bytes
@@ -233,7 +271,7 @@ def verify(
             console.print(f"{name}: {len(steps)} step(s), {human_bytes(total)}, every block matches its checksum")
 
 
-def _verify_shard(pin: _core.ReadPin, rank: int, progress: Progress, task: object) -> list[dict[str, object]]:
+def _verify_shard(pin: Pin, rank: int, progress: Progress, task: object) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     try:
         reader = pin.shard(rank)
@@ -248,6 +286,8 @@ def _verify_shard(pin: _core.ReadPin, rank: int, progress: Progress, task: objec
                         "block": block,
                         "note": "the daemon found it, too: the step is not listed any more"
                         if confirmed
+                        else "the durable tier's copy"
+                        if reader.from_store
                         else "the daemon read it well",
                     }
                 )
@@ -255,6 +295,8 @@ def _verify_shard(pin: _core.ReadPin, rank: int, progress: Progress, task: objec
     except errors.Corrupt as error:  # Its checksum list or header; the daemon checks the list together with any block.
         pin.report_corrupt(rank, error.block or 0)
         found.append({"step": pin.info.step, "rank": rank, "block": error.block, "note": str(error)})
+    except errors.Incomplete as error:  # An object of the durable tier is gone.
+        found.append({"step": pin.info.step, "rank": rank, "block": None, "note": str(error)})
     return found
 
 
@@ -278,6 +320,7 @@ def pin(
 
 
 app.command()(_interchange.export)
+app.command()(_gc.gc)
 app.command(name="import")(_interchange.import_)
 
 

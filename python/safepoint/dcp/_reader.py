@@ -154,7 +154,7 @@ class Reader(StorageReader):
             if self._wanted() is not None:
                 with engine.lock:
                     engine.branch(pin.info.attempt, fresh=False)
-            self.info = restore_info(pin.info, time.perf_counter() - self._begin, read)
+            self.info = restore_info(pin.info, time.perf_counter() - self._begin, read, shards.source)
         finally:
             self._close()
         done: Future[None] = Future()

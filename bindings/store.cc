@@ -1,0 +1,65 @@
+// Steps in a store, read without a daemon.
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include "client/stored_pin.h"
+#include "convert.h"
+#include "durable/open_store.h"
+#include "durable/step_store.h"
+#include "errors.h"
+#include "module.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace sp::python {
+namespace {
+
+struct Store {
+  std::shared_ptr<ObjectStore> store;
+};
+
+Store OpenForReading(const std::string& url) { return {Value(Unlocked([&] { return OpenStoreForReading(url); }))}; }
+
+}  // namespace
+
+void BindStore(nb::module_& m) {
+  nb::class_<StepName>(m, "StepName", "Names one whole step of a store.")
+      .def_ro("ns", &StepName::ns, "Namespace.")
+      .def_ro("step", &StepName::step, "Training step.")
+      .def_prop_ro("attempt", [](const StepName& n) { return ToBytes(n.attempt.span()); }, nb::for_getter(nb::sig("def attempt(self) -> Id")),
+                   "16 bytes.");
+
+  nb::class_<StoredPin>(m, "StoredPin", "One whole step of a store; its shards are read from there. A context manager, like ReadPin.")
+      .def_prop_ro("info", [](const StoredPin& p) { return p.info(); }, "The attempt.")
+      .def(
+          "shard", [](const StoredPin& p, uint32_t rank) { return Value(Unlocked([&] { return p.Shard(rank); })); }, "rank"_a,
+          "A reader of one rank's shard. NotFound, Corrupt, Incomplete.")
+      .def(
+          "report_corrupt", [](const StoredPin&, uint32_t, uint64_t) { return false; }, "rank"_a, "block"_a,
+          "Nobody is told: a store has no quarantine. False.")
+      .def("close", [](const StoredPin&) {}, "Does nothing: what is in a store stays there.")
+      .def("__enter__", [](nb::handle self) { return self; }, nb::sig("def __enter__(self) -> StoredPin"))
+      .def(
+          "__exit__", [](StoredPin&, nb::handle, nb::handle, nb::handle) {}, "kind"_a.none(), "value"_a.none(), "traceback"_a.none(),
+          nb::sig("def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, "
+                  "traceback: types.TracebackType | None) -> None"));
+
+  nb::class_<Store>(m, "Store", "A durable tier: steps as objects of a file system or an object store.")
+      .def("__init__", [](Store* self, const std::string& url) { new (self) Store(OpenForReading(url)); }, "url"_a,
+           "InvalidArgument: no URL of a store. NotFound, Denied.")
+      .def_prop_ro("url", [](const Store& s) { return s.store->url(); }, "Without credentials.")
+      .def(
+          "steps", [](const Store& s, const std::string& ns) { return Value(Unlocked([&] { return ListStepNames(*s.store, ns, ReadLimits(0)); })); },
+          "ns"_a = "", "The whole steps of one namespace or of all, ascending by namespace and step. Unavailable, Denied.")
+      .def(
+          "open", [](const Store& s, const StepName& name) { return Value(Unlocked([&] { return StoredPin::Open(s.store, name); })); }, "name"_a,
+          "One of its steps. NotFound, Corrupt, Incomplete.")
+      .def(
+          "delete", [](const Store& s, const StepName& name) { Check(Unlocked([&] { return DeleteStep(*s.store, name, ReadLimits(0)); })); }, "name"_a,
+          "Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.");
+}
+
+}  // namespace sp::python

@@ -1,0 +1,116 @@
+"""Steps of a durable tier, read without a daemon: `safepoint.load`, `safepoint.load_into`."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from safepoint import _core, _launch
+from safepoint._objects import Decoder
+from safepoint._reads import Reads, Shards
+from safepoint._restore import plan_restore
+from safepoint._save import settle_all_copies
+from safepoint._shard import Checkpoint
+from safepoint._state import build
+from safepoint.api import RestoreInfo, as_step, restore_info
+from safepoint.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from safepoint._core import StepName, StoredPin
+
+# The URL of one step: the store's own, and what docs/formats/store.md puts behind it.
+_STEP_URL = re.compile(r"(.+?)/([A-Za-z0-9_-]{1,200})/step-(\d{1,19})(?:/([0-9a-f]{32}))?/?")
+
+
+def load(
+    url: str, *, namespace: str | None = None, step: int | None = None, rank: int = 0, allow_pickle: bool = False
+) -> Any:
+    """The whole state of a durable step, as new objects: dicts, lists, tensors in this machine's memory, plain values.
+
+    `url`: of the durable tier ("file:///mnt/checkpoints"), or of one step in it (".../run-3/step-40"). `namespace`: may
+    be left out where the tier has one. `step`: None for the newest. Of parts that were each rank's own, those of `rank`.
+    Modules and optimizers come as their state dicts. Needs no daemon.
+
+    NotFound: no such step. Incomplete, Corrupt: an object of it is missing, or does not match its checksums; an older
+    step is read only if it is asked for. NotPlain: a value was saved with pickle.
+    """
+    with open_stored(url, namespace=namespace, step=step) as pin:
+        shards = Shards(pin)
+        stored = Checkpoint()
+        for number in range(pin.info.world_size):
+            stored.add(shards.parse(number))
+        reads = Reads(stored, Decoder(allow_pickle))
+        owned = stored.owned()
+        names = [n for n in (*stored.pieces, *stored.values) if n not in owned or owned[n][1] == rank]
+        getters = [(stored.full_path(name), reads.getter(name, None)) for name in names]
+        reads.run(shards)
+        return build([(path, get()) for path, get in getters])
+
+
+def load_into(
+    url: str,
+    state: Any,
+    *,
+    namespace: str | None = None,
+    step: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    allow_missing: bool = False,
+    allow_pickle: bool = False,
+    verify_first: bool = False,
+) -> RestoreInfo:
+    """Restores a durable step into `state`, in place, as `Checkpointer.restore` does, and reads only the ranges that
+    this rank needs. Any world size. `rank`, `world_size`: of the process group or launch unless given.
+
+    `url`, `namespace`, `step` and errors as in `load`; Mismatch as in `Checkpointer.restore`.
+    """
+    settle_all_copies()  # Nothing that is being copied may change under the copy.
+    begin = time.perf_counter()
+    own_rank, own_size = _launch.identify(rank, world_size)
+    with open_stored(url, namespace=namespace, step=step) as pin:
+        plan, shards = plan_restore(
+            pin, state, own_rank, own_size, allow_missing=allow_missing, decoder=Decoder(allow_pickle)
+        )
+        if verify_first:
+            plan.reads.verify(shards)
+        plan.run(shards)
+        return restore_info(pin.info, time.perf_counter() - begin, plan.reads.bytes, shards.source)
+
+
+def open_stored(url: str, *, namespace: str | None, step: int | None) -> StoredPin:
+    """The step that these name; a context manager."""
+    attempt: bytes | None = None
+    if (match := _STEP_URL.fullmatch(url)) is not None:
+        if namespace is not None or step is not None:
+            raise InvalidArgument(f"{url} names a step: do not give a namespace or step with it")
+        url, namespace, step = match[1], match[2], int(match[3])
+        attempt = bytes.fromhex(match[4]) if match[4] else None
+    wanted = None if step is None else as_step(step)
+    store = _core.Store(url)
+    names = store.steps(namespace or "")
+    spaces = sorted({name.ns for name in names})
+    if namespace is None and len(spaces) > 1:
+        raise InvalidArgument(f"{url} has several namespaces, name one: {', '.join(spaces[:20])}")
+    there = [name for name in names if wanted is None or name.step == wanted]
+    there = [name for name in there if attempt is None or name.attempt == attempt]
+    if not there:
+        of = f" of namespace {namespace}" if namespace is not None else ""
+        what = f"no step {wanted}{of}" if wanted is not None else f"no whole step{of}"
+        steps = ", ".join(str(number) for number in sorted({name.step for name in names})[-20:])
+        raise NotFound(f"{url} has {what}; whole steps: {steps or 'none'}")
+    return _newest(store, there)
+
+
+def _newest(store: _core.Store, names: list[StepName]) -> StoredPin:
+    """Of the newest generation the latest step, and of that the last try.
+
+    A job that was rolled back saves smaller steps again, in a newer generation: they are the newer ones.
+    """
+    pins = [store.open(name) for name in _candidates(names)]
+    return max(pins, key=lambda pin: (pin.info.generation, pin.info.step, pin.info.try_number))
+
+
+def _candidates(names: list[StepName]) -> list[StepName]:
+    """All; where there are very many, those of the largest steps, as daemons do."""
+    return sorted(names, key=lambda name: name.step)[-64:]

@@ -1,0 +1,32 @@
+#include "durable/open_store.h"
+
+#include "durable/file_store.h"
+
+namespace sp {
+namespace {
+
+const SteadyClock kSteadyClock;
+
+Status UnknownScheme(const std::string& url) {
+  return {StatusCode::kInvalidArgument, "\"" + url.substr(0, 200) + "\" is no URL of a store: write file:///absolute/path"};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ObjectStore>> OpenStore(const std::string& url, const Clock& clock) {
+  if (url.starts_with("file:")) return FileStore::Open(url, clock);
+  return std::unexpected(UnknownScheme(url));
+}
+
+Result<std::shared_ptr<ObjectStore>> OpenStoreForReading(const std::string& url) {
+  if (url.starts_with("file:")) return FileStore::Open(url, kSteadyClock, FileStore::MissingBase::kRefuse);
+  return std::unexpected(UnknownScheme(url));
+}
+
+CallLimits ReadLimits(uint64_t bytes) {
+  CallLimits limits;
+  limits.deadline = kSteadyClock.Now() + 30 * kNanosPerSecond + static_cast<Nanos>(bytes / 4'000'000) * kNanosPerSecond;
+  return limits;
+}
+
+}  // namespace sp

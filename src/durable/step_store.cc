@@ -1,0 +1,139 @@
+#include "durable/step_store.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/crc32c.h"
+#include "durable/verify.h"
+#include "format/constants.h"
+#include "format/manifest.h"
+
+namespace sp {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "checksum lists are written as they lie in memory");
+
+constexpr uint64_t kDocumentMax = uint64_t{256} << 20;  // A manifest of 65,536 ranks has about 25 MB.
+
+ByteSpan AsBytesOf(const std::vector<uint32_t>& list) { return {reinterpret_cast<const uint8_t*>(list.data()), 4 * list.size()}; }
+
+std::string UrlOf(const ObjectStore& store, const std::string& key) { return store.url() + "/" + key; }
+
+// Made, or there already with the same bytes.
+Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, const CallLimits& limits) {
+  SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, content, limits));
+  if (made) return {};
+  SP_ASSIGN_OR_RETURN(const std::string there, ReadObject(store, key, content.size(), limits));
+  if (there == AsText(content)) return {};
+  return Status(StatusCode::kCorrupt, UrlOf(store, key) + " is there already and differs; it is left as it is");
+}
+
+}  // namespace
+
+Result<std::string> ReadObject(ObjectStore& store, const std::string& key, uint64_t bytes_max, const CallLimits& limits) {
+  SP_ASSIGN_OR_RETURN(const ObjectInfo info, store.Head(key, limits));
+  if (info.size_bytes > bytes_max) {
+    return Error(StatusCode::kLimit, UrlOf(store, key) + " has " + std::to_string(info.size_bytes) + " bytes, more than " + std::to_string(bytes_max));
+  }
+  std::string text(info.size_bytes, '\0');
+  if (!text.empty()) SP_RETURN_IF_ERROR(store.ReadRange(key, 0, {reinterpret_cast<uint8_t*>(text.data()), text.size()}, limits));
+  return text;
+}
+
+Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities, const SealRecord& record, const PutSource& shard,
+                             const CallLimits& limits) {
+  const std::vector<uint32_t>& crcs = shard.block_crcs;
+  if (shard.size_bytes != record.length_bytes || BlockRoot(crcs) != record.block_root) {
+    return Error(StatusCode::kCorrupt, "the block checksums of rank " + std::to_string(record.rank) + " do not hash to the sealed root");
+  }
+  const std::string key = ShardObjectKey(record);
+  const Result<ObjectInfo> there = store.Head(key, limits);
+  if (!there && there.error().code() != StatusCode::kNotFound) return std::unexpected(there.error());
+  if (!there) SP_RETURN_IF_ERROR(store.Put(key, shard, limits));
+  // What somebody wrote before is believed no more than what a store wrote that does not look at checksums (I-23).
+  const bool read_back = there.has_value() || !abilities.verifies_checksums;
+  CallLimits silent = limits;
+  silent.progress = nullptr;
+  if (read_back) SP_RETURN_IF_ERROR(VerifyObject(store, key, record.length_bytes, crcs, silent));
+  SP_RETURN_IF_ERROR(CreateSame(store, ChecksumsObjectKey(record), AsBytesOf(crcs), silent));
+  return read_back ? ConfirmedBy::kReadingBack : ConfirmedBy::kStore;
+}
+
+Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits) {
+  const AttemptKey& key = step.records.front().key;
+  // The first writer's: a daemon that repeats this after a restart may know more of the lineage by then, but nothing else.
+  SP_ASSIGN_OR_RETURN([[maybe_unused]] const bool made, store.Create(LineageObjectKey(key), AsBytes(MakeLineage(step.lineage)), limits));
+  return CreateSame(store, ManifestObjectKey(key), AsBytes(MakeManifest(step.records)), limits);
+}
+
+Result<std::vector<StepName>> ListStepNames(ObjectStore& store, const std::string& ns, const CallLimits& limits) {
+  std::vector<StepName> names;
+  std::string cursor;
+  do {
+    SP_ASSIGN_OR_RETURN(ListPage page, store.List(ns.empty() ? "" : ns + "/step-", cursor, limits));
+    for (const ObjectInfo& object : page.objects) {
+      if (auto name = ParseManifestKey(object.key)) names.push_back(std::move(*name));
+    }
+    cursor = std::move(page.next);
+  } while (!cursor.empty());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {
+  const std::string prefix = name.Prefix();
+  const auto damaged = [&](const std::string& what, const std::string& why) {
+    return Error(StatusCode::kCorrupt, UrlOf(store, prefix + what) + ": " + why);
+  };
+  StoredStep step;
+  SP_ASSIGN_OR_RETURN(const std::string manifest, ReadObject(store, prefix + "manifest.json", kDocumentMax, limits));
+  Result<std::vector<SealRecord>> records = ParseManifest(manifest);
+  if (!records) return damaged("manifest.json", records.error().message());
+  step.records = std::move(*records);
+  const AttemptKey& key = step.records.front().key;
+  if (StepPrefix(key) != prefix) return damaged("manifest.json", "is the manifest of another step");
+  const Result<std::string> lineage = ReadObject(store, prefix + "lineage.json", kDocumentMax, limits);
+  if (!lineage && lineage.error().code() == StatusCode::kNotFound) {
+    return Error(StatusCode::kIncomplete, UrlOf(store, prefix + "lineage.json") + " is missing, although the step's manifest is there");
+  }
+  if (!lineage) return std::unexpected(lineage.error());
+  Result<std::vector<ledger::Generation>> generations = ParseLineage(*lineage);
+  if (!generations) return damaged("lineage.json", generations.error().message());
+  step.lineage = std::move(*generations);
+  const ledger::Generation& own = step.lineage.front();
+  if (own.ns != key.ns || own.uid != key.uid || own.generation != key.generation || own.nonce != key.nonce) {
+    return damaged("lineage.json", "is the lineage of another step");
+  }
+  return step;
+}
+
+Result<std::vector<uint32_t>> ReadChecksums(ObjectStore& store, const SealRecord& record, const CallLimits& limits) {
+  const std::string key = ChecksumsObjectKey(record);
+  const std::string missing = " is missing, although the step's manifest is there";
+  std::vector<uint32_t> crcs(BlockCount(record.length_bytes));
+  const Status read = store.ReadRange(key, 0, {reinterpret_cast<uint8_t*>(crcs.data()), 4 * crcs.size()}, limits);
+  if (read.code() == StatusCode::kNotFound) return Error(StatusCode::kIncomplete, UrlOf(store, key) + missing);
+  SP_RETURN_IF_ERROR(read);
+  if (BlockRoot(crcs) != record.block_root) return Error(StatusCode::kCorrupt, UrlOf(store, key) + " does not hash to the root in the manifest");
+  return crcs;
+}
+
+Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {
+  const std::string prefix = name.Prefix();
+  SP_RETURN_IF_ERROR(store.Delete(prefix + "manifest.json", limits));
+  std::vector<std::string> ours;
+  std::string cursor;
+  do {
+    SP_ASSIGN_OR_RETURN(ListPage page, store.List(prefix, cursor, limits));
+    for (const ObjectInfo& object : page.objects) {
+      const std::string_view rest = std::string_view(object.key).substr(prefix.size());
+      const bool shard = rest.starts_with("rank-") && (rest.ends_with(".safetensors") || rest.ends_with(".crc32c"));
+      if (shard || rest == "lineage.json") ours.push_back(object.key);
+    }
+    cursor = std::move(page.next);
+  } while (!cursor.empty());
+  for (const std::string& key : ours) SP_RETURN_IF_ERROR(store.Delete(key, limits));
+  return {};
+}
+
+}  // namespace sp

@@ -1,0 +1,41 @@
+// Steps in a store: writing one so that it is whole or not there, and finding and reading it again (docs/formats/store.md).
+//
+// Order of writing: the shards and their checksums, the lineage, and last the manifest, by the one conditional Create. Every call here can be repeated
+// after a crash at any point: what is there already is compared, never written again. Thread-safe; calls block, bounded by their CallLimits.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "durable/object_store.h"
+#include "format/stored_step.h"
+
+namespace sp {
+
+enum class ConfirmedBy : uint8_t { kStore = 0, kReadingBack = 1 };
+
+// Brings one shard to the store and returns who has confirmed its bytes. kCorrupt: its checksums do not hash to the record's root, or what lies in
+// memory or in the store does not match them.
+Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities, const SealRecord& record, const PutSource& shard,
+                             const CallLimits& limits);
+
+// To be called when every shard was put: from here on the step is whole. kCorrupt: another manifest is there under this attempt's key.
+Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits);
+
+// The whole steps of one namespace, or of all (`ns` empty), ascending by namespace and step. A store's listing may lag: a step that is not in it may
+// be there all the same.
+Result<std::vector<StepName>> ListStepNames(ObjectStore& store, const std::string& ns, const CallLimits& limits);
+
+// kNotFound: no such step, or not whole. kCorrupt: its documents are damaged or belong to another step.
+Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits);
+
+// Deletes the manifest first, so that the step is never half there, then the objects that such a step has and nothing else. Can be repeated.
+Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& limits);
+
+// The block checksums of a shard, which hash to the record's root. kIncomplete: the object is missing although there is a manifest.
+Result<std::vector<uint32_t>> ReadChecksums(ObjectStore& store, const SealRecord& record, const CallLimits& limits);
+
+// A small object whole. kLimit: it has more than `bytes_max`.
+Result<std::string> ReadObject(ObjectStore& store, const std::string& key, uint64_t bytes_max, const CallLimits& limits);
+
+}  // namespace sp

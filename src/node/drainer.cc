@@ -1,0 +1,146 @@
+#include "node/drainer.h"
+
+#include <algorithm>
+
+#include "durable/open_store.h"
+#include "durable/step_store.h"
+#include "format/constants.h"
+
+namespace sp {
+namespace {
+
+constexpr size_t kWaitingMax = 4096;
+constexpr Nanos kSmallObjects = 60 * kNanosPerSecond;  // A manifest, a probe, one page of a listing.
+// Of one shard: a floor of 4 MB/s, below which nothing useful is going on; and a minute for what does not depend on its size.
+constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
+constexpr size_t kStepsPerNamespace = 64;  // Of which a new node reads the manifests.
+
+}  // namespace
+
+class Drainer::Door {
+ public:
+  Door(std::string url, const Clock& clock) : url_(std::move(url)), clock_(clock) {}
+
+  Result<OpenedStore> Open(const CallLimits& limits) {
+    const std::lock_guard lock(mutex_);
+    if (opened_) return *opened_;
+    SP_ASSIGN_OR_RETURN(std::unique_ptr<ObjectStore> store, OpenStore(url_, clock_));
+    SP_ASSIGN_OR_RETURN(const StoreAbilities abilities, store->Probe(limits));
+    if (!abilities.conditional_create) {
+      return Error(StatusCode::kInvalidArgument, url_ + " lets a second writer replace an object that is there, so two daemons could write one step: use "
+                                                        "a store that honours If-None-Match");
+    }
+    opened_ = OpenedStore{std::move(store), abilities};
+    return *opened_;
+  }
+
+ private:
+  const std::string url_;
+  const Clock& clock_;
+  std::mutex mutex_;
+  std::optional<OpenedStore> opened_;
+};
+
+Drainer::Drainer(std::string url, const Clock& clock, std::function<void(Event)> post)
+    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)) {}
+
+Drainer::~Drainer() {
+  cancelled_ = true;
+  executor_.reset();
+}
+
+Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, const Clock& clock, std::function<void(Event)> post) {
+  std::unique_ptr<Drainer> drainer(new Drainer(url, clock, std::move(post)));
+  // One more for listings and manifests, which are short, so that no large shard holds them up.
+  SP_ASSIGN_OR_RETURN(drainer->executor_, Executor::Create(threads + 1, kWaitingMax, true));
+  return drainer;
+}
+
+CallLimits Drainer::Limits(Nanos within, const Progress& progress) const {
+  CallLimits limits;
+  limits.deadline = clock_.Now() + within;
+  limits.cancelled = &cancelled_;
+  if (progress) limits.progress = [progress](uint64_t bytes) { *progress += bytes; };
+  return limits;
+}
+
+void Drainer::Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused) {
+  const bool submitted = executor_->Submit([this, job = std::move(job)] {
+    // Shared only because a std::function must be copyable.
+    auto event = std::make_shared<Event>(job());
+    return Executor::Completion([this, event] { post_(std::move(*event)); });
+  });
+  if (!submitted) post_(refused(Status(StatusCode::kLimit, "too much waits for the store")));
+}
+
+void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
+  const Hash256 identity = record.Identity();
+  auto progress = std::make_shared<std::atomic<uint64_t>>(0);
+  progress_[identity] = progress;
+  const auto store = [this, record, lease = std::move(lease), progress]() -> Result<ConfirmedBy> {
+    const Nanos within = kSmallObjects + static_cast<Nanos>(record.length_bytes / kSlowestBytesPerSecond) * kNanosPerSecond;
+    const CallLimits limits = Limits(within, progress);
+    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    PutSource source;
+    source.size_bytes = record.length_bytes;
+    source.block_crcs.resize(BlockCount(record.length_bytes));
+    SP_RETURN_IF_ERROR(lease.Read(ChecksumListOffset(record.length_bytes),
+                                  {reinterpret_cast<uint8_t*>(source.block_crcs.data()), 4 * source.block_crcs.size()}));
+    source.read = [&lease](uint64_t offset, MutableByteSpan out) { return lease.Read(offset, out); };
+    return PutShard(*opened.store, opened.abilities, record, source, limits);
+  };
+  Submit(
+      [store, identity] {
+        const Result<ConfirmedBy> by = store();
+        return by ? event::ShardStored{identity, {}, *by == ConfirmedBy::kReadingBack} : event::ShardStored{identity, by.error(), false};
+      },
+      [identity](const Status& why) { return event::ShardStored{identity, why, false}; });
+}
+
+void Drainer::StoreManifest(const Id128& attempt, const StoredStep& step) {
+  const auto store = [this, step]() -> Status {
+    const CallLimits limits = Limits(kSmallObjects, nullptr);
+    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    return PutManifest(*opened.store, step, limits);
+  };
+  Submit([store, attempt] { return event::ManifestStored{attempt, store()}; },
+         [attempt](const Status& why) { return event::ManifestStored{attempt, why}; });
+}
+
+void Drainer::List() {
+  const auto list = [this]() -> Result<std::vector<StoredStep>> {
+    const CallLimits limits = Limits(10 * kSmallObjects, nullptr);
+    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    SP_ASSIGN_OR_RETURN(std::vector<StepName> names, ListStepNames(*opened.store, "", limits));
+    std::reverse(names.begin(), names.end());  // The newest of each namespace first.
+    std::vector<StoredStep> steps;
+    std::map<std::string, size_t> read;
+    for (const StepName& name : names) {
+      if (read[name.ns] >= kStepsPerNamespace) continue;
+      Result<StoredStep> step = ReadStoredStep(*opened.store, name, limits);
+      // What is damaged, or was deleted meanwhile, is no step; the others are.
+      const bool skip = !step && (step.error().code() == StatusCode::kNotFound || step.error().code() == StatusCode::kCorrupt ||
+                                  step.error().code() == StatusCode::kIncomplete);
+      if (!step && !skip) return std::unexpected(step.error());
+      if (!step) continue;
+      ++read[name.ns];
+      steps.push_back(std::move(*step));
+    }
+    return steps;
+  };
+  Submit(
+      [list] {
+        Result<std::vector<StoredStep>> steps = list();
+        return steps ? event::StoreListed{{}, std::move(*steps)} : event::StoreListed{steps.error(), {}};
+      },
+      [](const Status& why) { return event::StoreListed{why, {}}; });
+}
+
+void Drainer::PostProgress() {
+  for (auto it = progress_.begin(); it != progress_.end();) {
+    post_(event::ShardProgress{it->first, *it->second});
+    it = it->second.use_count() == 1 ? progress_.erase(it) : std::next(it);  // Its job is over.
+  }
+}
+
+}  // namespace sp

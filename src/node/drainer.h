@@ -1,0 +1,56 @@
+// Carries out the core's orders to the durable tier, on threads of its own that wait for everybody else. Nothing it does can hold up the event loop.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "base/clock.h"
+#include "durable/object_store.h"
+#include "node/core_types.h"
+#include "node/executor.h"
+#include "node/extent_set.h"
+
+namespace sp {
+
+// Owned by the event loop, like the callback `post`, which is called there with the answers.
+class Drainer {
+ public:
+  static Result<std::unique_ptr<Drainer>> Create(const std::string& url, uint32_t threads, const Clock& clock, std::function<void(Event)> post);
+  // Cancels what is under way and waits for it: to the end of a system call, or of a request to the store.
+  ~Drainer();
+
+  void StoreShard(const SealRecord& record, ExtentSet lease);
+  void StoreManifest(const Id128& attempt, const StoredStep& step);
+  void List();
+
+  int fd() const { return executor_->fd(); }  // Readable: call RunCompletions.
+  void RunCompletions() { executor_->RunCompletions(); }
+  // Posts how far each shard has come.
+  void PostProgress();
+
+ private:
+  // The store, opened and probed by the first job that needs it, and again by the next one where that failed. On the executor's threads.
+  struct OpenedStore {
+    std::shared_ptr<ObjectStore> store;
+    StoreAbilities abilities;
+  };
+  class Door;
+  using Progress = std::shared_ptr<std::atomic<uint64_t>>;
+
+  Drainer(std::string url, const Clock& clock, std::function<void(Event)> post);
+  void Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused);
+  CallLimits Limits(Nanos within, const Progress& progress) const;
+
+  const Clock& clock_;
+  const std::function<void(Event)> post_;
+  const std::shared_ptr<Door> door_;
+  std::atomic<bool> cancelled_ = false;
+  std::map<Hash256, Progress> progress_;
+  std::unique_ptr<Executor> executor_;  // Last: its threads use the others, so it goes first.
+};
+
+}  // namespace sp

@@ -1,0 +1,369 @@
+// The durable tier as the core drives it: wishes, drains, trouble, eviction, and what a node whose memory is new finds (I-22 to I-24).
+#include "node/node_core_harness.h"
+
+namespace sp {
+namespace {
+
+using H = NodeCoreHarness;
+
+constexpr const char* kStore = "file:///store";
+const Status kDown = Status(StatusCode::kUnavailable, "the store does not answer");
+
+struct Durable : testing::Test {
+  H h{8, 2, kStore};
+  H::Writer w = h.Open(h.Connect(1), 1);
+
+  Frame Ask(const Id128& attempt) { return h.Ask(w.client, MessageType::kMakeDurable, MakeDurableRequest{"job", attempt}); }
+  Id128 SaveDurable(uint64_t step) {
+    const ReserveReply r = h.Reserve(w, step);
+    EXPECT_EQ(Ask(r.attempt).status, StatusCode::kOk);
+    EXPECT_EQ(h.TrySeal(w, r.lease).status, StatusCode::kOk);
+    return r.attempt;
+  }
+  Level LevelOf(uint64_t step) {
+    for (const AttemptInfo& i : h.List(w.client)) {
+      if (i.step == step) return i.level;
+    }
+    return Level::kNone;
+  }
+  size_t Count(const std::string& log) {
+    return static_cast<size_t>(std::ranges::count_if(h.actions, [&](const Action& a) {
+      const auto* l = std::get_if<action::Log>(&a);
+      return l && l->name == log;
+    }));
+  }
+  size_t ShardsSent() {
+    return static_cast<size_t>(std::ranges::count_if(h.actions, [](const Action& a) { return std::holds_alternative<action::StoreShard>(a); }));
+  }
+  uint64_t Waiting() { return h.StatusView()["durable"]["steps_waiting"].get<uint64_t>(); }
+};
+
+TEST_F(Durable, AStepThatIsAskedForBecomesDurable) {
+  const Id128 attempt = SaveDurable(1);
+  EXPECT_EQ(LevelOf(1), Level::kDurable);
+  EXPECT_EQ(H::Body<WaitReply>(h.Wait(w.client, attempt, 0, Level::kDurable)).level, Level::kDurable);
+  EXPECT_EQ(Count("attempt_durable"), 1u);
+  ASSERT_EQ(h.stored.size(), 1u);
+  EXPECT_EQ(h.stored[0].records.size(), 1u);
+  EXPECT_EQ(h.stored[0].lineage.front().generation, w.generation);
+  EXPECT_EQ(Ask(attempt).status, StatusCode::kOk) << "I-32: asking again changes nothing";
+  EXPECT_EQ(h.stored.size(), 1u);
+}
+
+TEST_F(Durable, OthersStayInMemoryAndSaySo) {
+  const Id128 attempt = h.Save(w, 1);
+  EXPECT_EQ(LevelOf(1), Level::kMemory);
+  EXPECT_EQ(h.Wait(w.client, attempt, 0, Level::kDurable).status, StatusCode::kInvalidArgument);
+  EXPECT_EQ(Ask(attempt).status, StatusCode::kOk) << "afterwards is early enough";
+  EXPECT_EQ(LevelOf(1), Level::kDurable);
+}
+
+TEST_F(Durable, WithoutATierItIsRefusedAtOnce) {
+  H none;
+  const H::Writer writer = none.Open(none.Connect(1), 1);
+  const ReserveReply r = none.Reserve(writer, 1);
+  EXPECT_EQ(none.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt}).status, StatusCode::kUnavailable);
+}
+
+TEST_F(Durable, I22_TroubleWithTheStoreIsToldOnceTriedAgainAndFailsNoSave) {
+  h.store_status = kDown;
+  const Id128 attempt = SaveDurable(1);
+  EXPECT_EQ(LevelOf(1), Level::kMemory);
+  for (int i = 0; i < 20; ++i) h.Advance(2 * kNanosPerSecond);
+  EXPECT_EQ(Count("drain_in_trouble"), 1u) << "once per interval (F64)";
+  EXPECT_GT(h.StatusView()["durable"]["failures"].get<uint64_t>(), 4u);
+  EXPECT_LT(h.StatusView()["durable"]["failures"].get<uint64_t>(), 12u) << "with growing pauses (F57)";
+  EXPECT_EQ(h.StatusView()["drains"][0]["trouble"], kDown.ToString());
+  h.Save(w, 2);
+  EXPECT_EQ(h.LatestStep(w.client), 2u);
+  h.store_status = {};
+  h.Advance(60 * kNanosPerSecond);
+  EXPECT_EQ(H::Body<WaitReply>(h.Wait(w.client, attempt, 0, Level::kDurable)).level, Level::kDurable);
+  EXPECT_EQ(Waiting(), 0u);
+}
+
+TEST_F(Durable, F70_AStepOnItsWayIsNotRetired) {
+  h.hold_store = true;
+  SaveDurable(1);
+  for (uint64_t step = 2; step <= 5; ++step) h.Save(w, step);
+  EXPECT_EQ(h.Steps(w.client), (std::vector<uint64_t>{5, 4, 1}));
+  h.hold_store = false;
+  h.Release();
+  EXPECT_EQ(h.Steps(w.client), (std::vector<uint64_t>{5, 4, 1})) << "listed still, but memory has let go of it";
+  EXPECT_EQ(LevelOf(1), Level::kDurable);
+  EXPECT_EQ(Count("attempt_evicted"), 1u);
+  EXPECT_EQ(h.PoolBytes("sealed"), 2u);
+}
+
+TEST_F(Durable, WhatMemoryLetGoOfIsReadFromTheStore) {
+  SaveDurable(1);
+  for (uint64_t step = 2; step <= 4; ++step) h.Save(w, step);
+  OpenReadRequest one;
+  one.choice = ReadChoice::kStep;
+  one.step = 1;
+  const auto pin = H::Body<OpenReadReply>(h.TryRead(w.client, one));
+  EXPECT_EQ(pin.store, kStore);
+  const auto shard = H::Body<ShardInfoReply>(h.Ask(w.client, MessageType::kShardInfo, ShardRequest{pin.pin, 0, 0}));
+  EXPECT_EQ(shard.extents, 0u);
+  EXPECT_EQ(SealRecord::Decode(shard.record.span())->key.step, 1u);
+  EXPECT_FALSE(H::Body<ReportCorruptReply>(h.Ask(w.client, MessageType::kReportCorrupt, ShardRequest{pin.pin, 0, 0})).confirmed);
+  one.step = 4;
+  const auto here = H::Body<OpenReadReply>(h.TryRead(w.client, one));
+  EXPECT_EQ(here.store, "");
+  EXPECT_GT(H::Body<ShardInfoReply>(h.Ask(w.client, MessageType::kShardInfo, ShardRequest{here.pin, 0, 0})).extents, 0u);
+}
+
+TEST_F(Durable, ACorruptCopyInMemoryIsReplacedByTheStores) {
+  SaveDurable(1);
+  const auto pin = H::Body<OpenReadReply>(h.TryRead(w.client));
+  h.block_check = Status(StatusCode::kCorrupt, "flipped");
+  EXPECT_TRUE(H::Body<ReportCorruptReply>(h.Ask(w.client, MessageType::kReportCorrupt, ShardRequest{pin.pin, 0, 0})).confirmed);
+  EXPECT_EQ(LevelOf(1), Level::kDurable);
+  EXPECT_EQ(H::Body<ShardInfoReply>(h.Ask(w.client, MessageType::kShardInfo, ShardRequest{pin.pin, 0, 0})).extents, 0u);
+}
+
+TEST_F(Durable, F61_AKillAtEveryLedgerEntryEndsDurable) {
+  int entries = 0;
+  {
+    const size_t before = h.actions.size();
+    SaveDurable(1);
+    for (size_t i = before; i < h.actions.size(); ++i) entries += std::holds_alternative<action::Append>(h.actions[i]);
+  }
+  ASSERT_GE(entries, 6);  // Slot, lease, wish, seal, manifest, shard, manifest.
+  for (const bool compact : {false, true}) {
+    for (int n = 0; n < entries; ++n) {
+      H k(8, 2, kStore);
+      H::Writer writer = k.Open(k.Connect(1), 1);
+      k.kill_after = n;
+      const auto reserve = k.TryReserve(writer, 1);
+      if (!k.killed) k.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", Decode<ReserveReply>(reserve.body)->attempt});
+      if (!k.killed) k.TrySeal(writer, Decode<ReserveReply>(reserve.body)->lease);
+      ASSERT_TRUE(k.killed) << n;
+      k.Restart();
+      if (compact) {
+        k.Compact();
+        k.Restart();
+      }
+      // The client repeats what was not answered.
+      writer.client = k.Reconnect(writer.client);
+      const Frame again = k.TryReserve(writer, 1);
+      if (again.status == StatusCode::kOk) {
+        const auto lease = *Decode<ReserveReply>(again.body);
+        k.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", lease.attempt});
+        EXPECT_EQ(k.TrySeal(writer, lease.lease).status, StatusCode::kOk) << n;
+      }
+      const auto list = k.List(writer.client);
+      ASSERT_EQ(list.size(), 1u) << n;
+      EXPECT_EQ(list[0].level, Level::kDurable) << n;
+      EXPECT_EQ(k.stored.size(), 1u) << n << ": once, under one key (I-24)";
+    }
+  }
+}
+
+TEST_F(Durable, ARestartKnowsWhatTheStoreHas) {  // I-25
+  SaveDurable(1);
+  for (uint64_t step = 2; step <= 4; ++step) h.Save(w, step);
+  const auto before = h.List(w.client);
+  for (const bool compact : {false, true}) {
+    if (compact) h.Compact();
+    h.Restart();
+    w.client = h.Reconnect(w.client);
+    const auto after = h.List(w.client);
+    ASSERT_EQ(after.size(), before.size());
+    for (size_t i = 0; i < after.size(); ++i) EXPECT_EQ(after[i], before[i]) << i;
+    EXPECT_EQ(h.PoolBytes("sealed"), 2u);
+  }
+}
+
+TEST_F(Durable, ANodeThatLostItsMemoryResumesFromTheStore) {
+  for (const uint64_t step : {10, 20}) SaveDurable(step);
+  h.Save(w, 25);
+  h.LoseMemory();
+  const H::Client c = h.Connect(2);
+  EXPECT_EQ(h.LatestStep(c), 20u);
+  const auto pin = H::Body<OpenReadReply>(h.TryRead(c));
+  EXPECT_EQ(pin.store, kStore);
+  H::Writer next{c, 0, TestId(9)};
+  const Frame opened = h.TryOpen(next);
+  const auto generation = *Decode<OpenGenerationReply>(opened.body);
+  EXPECT_GT(generation.generation, w.generation) << "I-21: numbers go on, so that the old launch stays fenced";
+  EXPECT_EQ(generation.parent_step, 20u);
+  w = next;
+  SaveDurable(30);
+  EXPECT_EQ(h.Steps(c), (std::vector<uint64_t>{30, 20, 10}));
+  ASSERT_EQ(h.stored.size(), 3u);
+  EXPECT_EQ(h.stored[2].lineage.size(), 2u) << "with the generation that it continues";
+}
+
+TEST_F(Durable, I6_ALineageOfTheStoreIsRolledBackLikeAnyOther) {
+  const Id128 first = SaveDurable(10);
+  SaveDurable(20);
+  w = h.Open(w.client, 2, 1, 0, ParentMode::kAttempt, first);
+  SaveDurable(15);
+  h.LoseMemory();
+  const H::Client c = h.Connect(2);
+  EXPECT_EQ(h.Steps(c), (std::vector<uint64_t>{15, 10, 20})) << "the abandoned branch last";
+  EXPECT_EQ(h.LatestStep(c), 15u);
+}
+
+TEST_F(Durable, I31_AStoreThatCannotBeAskedIsNotAnEmptyOne) {
+  SaveDurable(10);
+  h.store_status = kDown;
+  h.LoseMemory();
+  const H::Client c = h.Connect(2);
+  EXPECT_EQ(h.TryLatest(c).status, StatusCode::kUnavailable);
+  EXPECT_EQ(h.TryRead(c).status, StatusCode::kUnavailable);
+  H::Writer next{c, 0, TestId(9)};
+  EXPECT_EQ(h.TryOpen(next).status, StatusCode::kUnavailable);
+  h.store_status = {};
+  h.Advance(2 * kNanosPerSecond);
+  EXPECT_EQ(h.TryLatest(c).status, StatusCode::kUnavailable) << "and has it asked again";
+  EXPECT_EQ(h.LatestStep(c), 10u);
+}
+
+TEST_F(Durable, CallsWaitForTheListing) {
+  SaveDurable(10);
+  h.hold_store = true;
+  h.LoseMemory();
+  const H::Client c = h.Connect(2);
+  EXPECT_EQ(h.TryLatest(c).status, StatusCode::kInternal) << "no answer yet";
+  const uint64_t request = h.last_request;
+  h.hold_store = false;
+  h.Release();
+  EXPECT_EQ(H::Body<AttemptInfo>(h.Reply(request)).step, 10u);
+}
+
+TEST_F(Durable, WhatMemoryKnowsNeedsNoStore) {  // I-22
+  h.Save(w, 1);
+  h.store_status = kDown;
+  h.Restart();
+  w.client = h.Reconnect(w.client);
+  EXPECT_EQ(h.LatestStep(w.client), 1u);
+  h.Save(w, 2);
+  EXPECT_EQ(h.LatestStep(w.client), 2u);
+}
+
+TEST_F(Durable, I22_ASaveThatNeedsTheMemoryOfAStepThatTheStoreDoesNotTakeGetsIt) {
+  H small(3, 1, kStore);  // One retained, one being written, one more.
+  H::Writer writer = small.Open(small.Connect(1), 1);
+  small.store_status = kDown;
+  const auto save = [&](uint64_t step) {
+    const ReserveReply r = small.Reserve(writer, step);
+    small.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt});
+    EXPECT_EQ(small.TrySeal(writer, r.lease).status, StatusCode::kOk) << step;
+    return r.attempt;
+  };
+  const Id128 first = save(1);
+  for (uint64_t step = 2; step <= 6; ++step) save(step);
+  EXPECT_EQ(small.LatestStep(writer.client), 6u);
+  const Frame told = small.Wait(writer.client, first, 0, Level::kDurable);
+  EXPECT_NE(told.status, StatusCode::kDeadline);
+  EXPECT_EQ(small.StatusView()["durable"]["completed"], 0);
+}
+
+TEST_F(Durable, F70_WhileTheStoreTakesItASaveIsRefused) {
+  H small(2, 1, kStore);
+  H::Writer writer = small.Open(small.Connect(1), 1);
+  small.hold_store = true;
+  const ReserveReply r = small.Reserve(writer, 1);
+  small.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt});
+  small.TrySeal(writer, r.lease);
+  small.Save(writer, 2);
+  EXPECT_EQ(small.TryReserve(writer, 3).status, StatusCode::kNoSpace);
+  small.hold_store = false;
+  small.Release();
+  small.Save(writer, 4);
+  EXPECT_EQ(small.LatestStep(writer.client), 4u);
+}
+
+TEST_F(Durable, F66_WhatDoesNotMatchIsNotDurable) {
+  h.store_status = Status(StatusCode::kCorrupt, "block 3 does not match its checksum");
+  const Id128 attempt = SaveDurable(1);
+  EXPECT_EQ(LevelOf(1), Level::kMemory);
+  const Frame told = h.Wait(w.client, attempt, 0, Level::kDurable);
+  EXPECT_EQ(told.status, StatusCode::kClosed);
+  EXPECT_NE(AsText(told.body).find("block 3"), std::string_view::npos);
+  EXPECT_EQ(Waiting(), 0u);
+  EXPECT_EQ(Count("durable_given_up"), 1u);
+}
+
+TEST_F(Durable, PolicyChoosesEveryNthStep) {
+  H::Writer writer = w;
+  H p(16, 2, kStore);
+  p.config.durable_every = 10;
+  p.Restart();
+  writer = p.Open(p.Connect(1), 1);
+  for (uint64_t step = 5; step <= 20; step += 5) p.Save(writer, step);
+  std::vector<uint64_t> steps;
+  for (const StoredStep& step : p.stored) steps.push_back(step.records[0].key.step);
+  EXPECT_EQ(steps, (std::vector<uint64_t>{10, 20}));
+}
+
+TEST_F(Durable, PolicyChoosesByTime) {
+  H p(16, 2, kStore);
+  p.config.durable_interval = 100 * kNanosPerSecond;
+  p.Restart();
+  const H::Writer writer = p.Open(p.Connect(1), 1);
+  for (uint64_t step = 1; step <= 6; ++step) {
+    p.Save(writer, step);
+    p.Advance(40 * kNanosPerSecond);
+  }
+  std::vector<uint64_t> steps;
+  for (const StoredStep& step : p.stored) steps.push_back(step.records[0].key.step);
+  EXPECT_EQ(steps, (std::vector<uint64_t>{1, 4}));
+}
+
+TEST_F(Durable, ADaemonThatIsToEndDrainsFirst) {
+  h.hold_store = true;
+  SaveDurable(1);
+  h.Step(event::Shutdown{});
+  const auto ends = [&] {
+    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
+  };
+  EXPECT_FALSE(ends());
+  EXPECT_TRUE(h.core->IsDraining());
+  h.hold_store = false;
+  h.Release();
+  EXPECT_TRUE(ends());
+  EXPECT_EQ(h.stored.size(), 1u);
+}
+
+TEST_F(Durable, FewShardsAreOnTheirWayAtOnce) {
+  h.hold_store = true;
+  for (const uint64_t step : {1, 2, 3, 4}) SaveDurable(step);
+  EXPECT_EQ(ShardsSent(), 2u);
+  EXPECT_EQ(Waiting(), 4u);
+  h.hold_store = false;
+  h.Release();
+  EXPECT_EQ(Waiting(), 0u);
+  std::vector<uint64_t> steps;
+  for (const StoredStep& step : h.stored) steps.push_back(step.records[0].key.step);
+  EXPECT_EQ(steps, (std::vector<uint64_t>{1, 2, 3, 4})) << "the oldest first";
+}
+
+TEST_F(Durable, ProgressIsShown) {
+  h.hold_store = true;
+  SaveDurable(1);
+  const auto* sent = [&]() -> const action::StoreShard* {
+    for (const Action& a : h.actions) {
+      if (const auto* s = std::get_if<action::StoreShard>(&a)) return s;
+    }
+    return nullptr;
+  }();
+  ASSERT_TRUE(sent);
+  h.Step(event::ShardProgress{sent->record.Identity(), 1000});
+  const auto drain = h.StatusView()["drains"][0];
+  EXPECT_EQ(drain["bytes_done"], 1000);
+  EXPECT_EQ(drain["bytes"], 4096);
+  EXPECT_EQ(drain["step"], 1);
+  EXPECT_TRUE(h.StatusView(1001)["drains"].empty()) << "I-38";
+}
+
+TEST_F(Durable, OnlyTheNewestOfWhatMemoryLetGoOfAreListed) {
+  for (uint64_t step = 1; step <= 70; ++step) SaveDurable(step);
+  EXPECT_EQ(h.Steps(w.client).size(), 66u);  // 64, and the two that memory has.
+  EXPECT_EQ(h.stored.size(), 70u) << "the store keeps them all";
+}
+
+}  // namespace
+}  // namespace sp
