@@ -1,0 +1,357 @@
+"""The durable tier on a file system, with the real daemon: I-22 to I-24, F61, F64, F66, F68."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import Daemon, eventually
+from safetensors import safe_open
+
+import safepoint
+
+COMMAND = [sys.executable, "-c", "from safepoint.cli import main; main()"]
+Start = Callable[..., Daemon]
+
+
+def cli(*words: str, code: int = 0) -> str:
+    result = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def url(base: Path) -> str:
+    return f"file://{base}"
+
+
+@pytest.fixture
+def open_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., safepoint.Checkpointer]]:
+    """One rank of a job, on a daemon."""
+    made: list[safepoint.Checkpointer] = []
+
+    def make(daemon: Daemon, name: str = "", rank: int = 0, world_size: int = 1) -> safepoint.Checkpointer:
+        monkeypatch.setenv("SAFEPOINT_SOCKET", daemon.socket)
+        monkeypatch.setenv("SAFEPOINT_LAUNCH_ID", os.urandom(8).hex())
+        made.append(safepoint.Checkpointer(name or f"job-{os.urandom(4).hex()}", rank=rank, world_size=world_size))
+        return made[-1]
+
+    yield make
+    for checkpointer in made:
+        checkpointer.close()
+
+
+Job = Callable[..., safepoint.Checkpointer]
+
+
+def state(value: float) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(int(value))
+    return {
+        "model": {"w": torch.randn(700, 1000, generator=generator), "b": torch.full((7,), value, dtype=torch.bfloat16)},
+        "epoch": int(value),
+        "name": f"step {value}",
+    }
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return (
+        all(torch.equal(a["model"][key], b["model"][key]) for key in ("w", "b"))
+        and a["epoch"] == b["epoch"]
+        and a["name"] == b["name"]
+    )
+
+
+def test_a_job_resumes_from_the_store_when_all_memory_is_lost(start_daemon: Start, url: str, open_job: Job) -> None:
+    """The main promise: keeper and worker die, and with them the memory; the newest durable step is there."""
+    daemon = start_daemon(f"--store={url}")
+    job = open_job(daemon, "train")
+    for step in (10, 20, 30):
+        job.save(step, state(step), durable=step != 30).wait("durable" if step != 30 else "memory", timeout=30)
+    os.kill(daemon.process.pid, signal.SIGKILL)
+    daemon.process.wait()
+    job.close()
+
+    again = open_job(start_daemon(f"--store={url}"), "train")
+    found = state(0)
+    info = again.restore(found)
+    assert info is not None
+    assert (info.step, info.source, info.world_size) == (20, "durable", 1)
+    assert equal(found, state(20))
+    save = again.save(21, state(21), durable=True)
+    assert save.wait("durable", timeout=30) == "durable"
+    assert [i.step for i in again.steps()] == [21, 20, 10]
+    assert again.steps()[0].generation > again.steps()[1].generation, "I-21: the old launch stays fenced"
+
+
+def test_steps_that_memory_let_go_of_are_read_from_the_store(daemon_with_store: Daemon, open_job: Job) -> None:
+    job = open_job(daemon_with_store)
+    job.save(1, state(1), durable=True).wait("durable", timeout=30)
+    for step in (2, 3, 4):
+        job.save(step, state(step)).wait(timeout=30)
+    assert [(i.step, i.level) for i in job.steps()] == [(4, "memory"), (3, "memory"), (1, "durable")]
+    found = state(0)
+    info = job.restore(found, step=1, verify_first=True)
+    assert info is not None and info.source == "durable"
+    assert equal(found, state(1))
+
+
+@pytest.fixture
+def daemon_with_store(start_daemon: Start, url: str) -> Daemon:
+    return start_daemon(f"--store={url}")
+
+
+def save_two_ranks(open_job: Job, daemon: Daemon, name: str, step: int, durable: bool = True) -> dict[str, Any]:
+    """A tensor that both ranks hold, and one part of each rank's own."""
+    whole = state(step)
+    ranks = [open_job(daemon, name, rank=rank, world_size=2) for rank in (1, 0)]
+    launch = os.environ["SAFEPOINT_LAUNCH_ID"]
+    assert launch
+    saves = []
+    for job, rank in zip(ranks, (1, 0), strict=True):
+        saves.append(job.save(step, {**whole, "own": safepoint.PerRank(torch.full((3,), float(rank)))}, durable=durable))
+    for save in saves:
+        save.wait("durable" if durable else "memory", timeout=30)
+    return whole
+
+
+def test_load_needs_no_daemon_and_any_world_size(
+    daemon_with_store: Daemon, url: str, open_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(daemon_with_store, "train")
+    job.save(40, state(40), durable=True).wait("durable", timeout=30)
+    job.close()
+    daemon_with_store.stop()
+    monkeypatch.setenv("SAFEPOINT_SOCKET", "/nonexistent/socket")
+    assert equal(safepoint.load(url), state(40))
+    assert equal(safepoint.load(url, namespace="train", step=40), state(40))
+    assert equal(safepoint.load(f"{url}/train/step-40"), state(40))
+    for world_size in (1, 2, 3):
+        for rank in range(world_size):
+            found = state(0)
+            info = safepoint.load_into(url, found, rank=rank, world_size=world_size, verify_first=True)
+            assert (info.step, info.source) == (40, "durable")
+            assert equal(found, state(40))
+    with pytest.raises(safepoint.NotFound, match="whole steps: 40"):
+        safepoint.load(url, step=41)
+    with pytest.raises(safepoint.Mismatch):
+        safepoint.load_into(url, {"model": {"w": torch.zeros(3)}}, rank=0, world_size=1)
+    with pytest.raises(safepoint.InvalidArgument):
+        safepoint.load(f"{url}/train/step-40", step=40)
+    with pytest.raises(safepoint.InvalidArgument, match="no URL"):
+        safepoint.load("gopher://x")
+    with pytest.raises(safepoint.NotFound):
+        safepoint.load(f"{url}/not-there")
+
+
+def test_shards_open_with_safetensors_alone(daemon_with_store: Daemon, base: Path, open_job: Job) -> None:
+    job = open_job(daemon_with_store, "train")
+    job.save(40, state(40), durable=True).wait("durable", timeout=30)
+    (shard,) = base.glob("train/step-40/*/rank-0.safetensors")
+    tensors = safetensors.torch.load_file(shard)
+    assert torch.equal(tensors["model.w"], state(40)["model"]["w"])
+    with safe_open(shard, "pt") as file:
+        assert "model.b" in file.keys()  # noqa: SIM118
+    assert {path.name for path in shard.parent.iterdir()} == {
+        "rank-0.safetensors",
+        "rank-0.crc32c",
+        "lineage.json",
+        "manifest.json",
+    }
+
+
+def test_f66_what_was_altered_in_the_store_is_found(
+    daemon_with_store: Daemon, base: Path, url: str, open_job: Job
+) -> None:
+    job = open_job(daemon_with_store, "train")
+    for step in (1, 2):
+        job.save(step, state(step), durable=True).wait("durable", timeout=30)
+    (shard,) = base.glob("train/step-2/*/rank-0.safetensors")
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(safepoint.Corrupt) as caught:
+        safepoint.load(url)
+    assert caught.value.rank == 0 and caught.value.block == 2
+    found = state(0)
+    with pytest.raises(safepoint.Corrupt, match="nothing was changed"):
+        safepoint.load_into(url, found, rank=0, world_size=1, verify_first=True)
+    assert equal(found, state(0))
+    assert equal(safepoint.load(url, step=1), state(1)), "an older step by explicit choice only"
+    assert "block 2" in cli("verify", "--store", url, code=1)
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(safepoint.Corrupt):
+        safepoint.load(url)
+
+
+def test_f68_a_missing_shard_is_named(daemon_with_store: Daemon, base: Path, url: str, open_job: Job) -> None:
+    job = open_job(daemon_with_store, "train")
+    for step in (1, 2):
+        job.save(step, state(step), durable=True).wait("durable", timeout=30)
+    (folder,) = base.glob("train/step-2/*")
+    (folder / "rank-0.safetensors").unlink()
+    with pytest.raises(safepoint.Incomplete, match=r"step-2/.*rank-0\.safetensors is missing"):
+        safepoint.load(url)
+    assert "rank-0.safetensors is missing" in cli("verify", "--store", url, "2", code=1)
+    (folder / "rank-0.crc32c").unlink()
+    with pytest.raises(safepoint.Incomplete, match=r"rank-0\.crc32c is missing"):
+        safepoint.load(url)
+    (folder / "manifest.json").unlink()
+    assert equal(safepoint.load(url), state(1)), "without its manifest it is no step"
+
+
+def test_f61_workers_killed_while_steps_drain(
+    daemon_with_store: Daemon, base: Path, url: str, open_job: Job
+) -> None:
+    job = open_job(daemon_with_store, "train")
+    saves = []
+    for step in range(1, 13):
+        saves.append((step, job.save(step, state(step), durable=step % 3 == 0)))
+        daemon_with_store.kill_worker()
+        saves[-1][1].wait(timeout=30)
+    for step, save in saves:
+        if step % 3 == 0:
+            assert save.wait("durable", timeout=60) == "durable"
+    for step in (3, 6, 9, 12):
+        assert equal(safepoint.load(url, step=step), state(step))
+    cli("verify", "--store", url)
+    assert not list(base.rglob(".safepoint-upload-*")), "I-24: no litter"
+    assert len(list(base.glob("train/step-*/*"))) == 4
+
+
+def test_i22_without_the_store_saves_go_on(start_daemon: Start, tmp_path: Path, open_job: Job) -> None:
+    """The directory's parent is missing, as where a file system is not mounted; then it is there."""
+    daemon = start_daemon(f"--store=file://{tmp_path}/mount/checkpoints", "--retain=1")
+    monkey = tmp_path / "mount"
+    job = None
+    with pytest.raises(safepoint.Unavailable, match="mount"):
+        job = open_job(daemon, "early")
+        job.save(1, state(1))
+    monkey.mkdir()
+    eventually(lambda: can_save(open_job, daemon), "the store is listed")
+    job = open_job(daemon, "train")
+    job.save(1, state(1), durable=True).wait("durable", timeout=30)
+    (tmp_path / "mount").rename(tmp_path / "gone")
+    waiting = job.save(2, state(2), durable=True)
+    waiting.wait(timeout=30)
+    eventually(lambda: bool(daemon.status()["drains"]) and daemon.status()["drains"][0]["failures"] > 0, "trouble is shown")
+    job.save(3, state(3)).wait(timeout=30)
+    assert "mount" in cli("status", "--socket", daemon.socket)
+    (tmp_path / "gone").rename(tmp_path / "mount")
+    assert waiting.wait("durable", timeout=60) == "durable"
+    trouble = daemon.events("drain_in_trouble")
+    assert len(trouble) == 1 and "mount" in trouble[0]["why"], "F64: once per interval, naming the place"
+
+
+def can_save(open_job: Job, daemon: Daemon) -> bool:
+    try:
+        job = open_job(daemon)
+        job.save(1, {"x": torch.zeros(1)}).wait(timeout=10)
+    except safepoint.Unavailable:
+        return False
+    return True
+
+
+def test_without_a_store_durable_is_refused_at_once(daemon: Daemon, open_job: Job) -> None:
+    job = open_job(daemon)
+    with pytest.raises(safepoint.Unavailable, match="store"):
+        job.save(1, state(1), durable=True)
+    save = job.save(2, state(2))
+    with pytest.raises(safepoint.InvalidArgument, match="durable tier"):
+        save.wait("durable", timeout=5)
+
+
+def test_not_asked_for_is_said_at_once(daemon_with_store: Daemon, open_job: Job) -> None:
+    save = open_job(daemon_with_store).save(1, state(1))
+    save.wait(timeout=30)
+    with pytest.raises(safepoint.InvalidArgument, match="durable=True"):
+        save.wait("durable", timeout=30)
+
+
+def test_a_daemon_that_is_to_end_drains_first(start_daemon: Start, url: str, open_job: Job) -> None:
+    daemon = start_daemon(f"--store={url}", "--grace=60s")
+    job = open_job(daemon, "train")
+    saves = [job.save(step, state(step), durable=True) for step in (1, 2)]
+    for save in saves:
+        save.wait(timeout=30)
+    assert daemon.stop() == 0
+    assert equal(safepoint.load(url, step=1), state(1)) and equal(safepoint.load(url, step=2), state(2))
+
+
+def test_policy_every_nth_step(start_daemon: Start, url: str, open_job: Job) -> None:
+    daemon = start_daemon(f"--store={url}", "--durable-every=5")
+    job = open_job(daemon, "train")
+    for step in range(1, 11):
+        save = job.save(step, state(step))
+        save.wait(timeout=30)
+        if step % 5 == 0:
+            assert save.wait("durable", timeout=30) == "durable"
+    listed = json.loads(cli("ls", "--store", url, "--json"))
+    assert [(s["step"], s["level"]) for s in listed] == [(10, "durable"), (5, "durable")]
+
+
+def test_gc_keeps_what_its_rule_says(daemon_with_store: Daemon, base: Path, url: str, open_job: Job) -> None:
+    job = open_job(daemon_with_store, "train")
+    for step in range(1, 8):
+        job.save(step, {"x": torch.full((5,), step)}, durable=True).wait("durable", timeout=30)
+    foreign = base / "train" / "notes.txt"
+    foreign.write_text("mine")
+    beside = next(base.glob("train/step-1/*")) / "README"
+    beside.write_text("mine, too")
+    rule = ("gc", url, "--keep-last", "2", "--keep-every", "4")
+    told = json.loads(cli(*rule, "--dry-run", "--json"))
+    assert {s["step"] for s in told["steps"] if s["what"] == "would go"} == {1, 2, 3, 5}
+    assert len(list(base.glob("train/step-*/*/manifest.json"))) == 7, "a dry run deletes nothing"
+    cli(*rule)
+    assert [s["step"] for s in json.loads(cli("ls", "--store", url, "--json"))] == [7, 6, 4]
+    assert foreign.read_text() == "mine" and beside.read_text() == "mine, too"
+    assert [p.name for p in base.glob("train/step-1/*/*")] == ["README"]
+    cli("gc", url, "--keep-last", "1", "--namespace", "other", code=1)
+
+
+def test_export_and_show_from_a_store(
+    daemon_with_store: Daemon, url: str, open_job: Job, tmp_path: Path
+) -> None:
+    job = open_job(daemon_with_store, "train")
+    job.save(40, state(40), durable=True).wait("durable", timeout=30)
+    shown = json.loads(cli("show", "40", "--store", url, "--json", "--tensors"))
+    assert shown["shards"][0]["tensors"]["model.w"]["shape"] == [700, 1000]
+    cli("export", str(tmp_path / "out"), "--store", url)
+    tensors = safetensors.torch.load_file(tmp_path / "out" / "rank-0.safetensors")
+    assert torch.equal(tensors["model.w"], state(40)["model"]["w"])
+
+
+def test_i38_a_store_that_may_not_be_read_is_denied_by_name(base: Path, url: str) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    base.chmod(0)
+    with pytest.raises(safepoint.Denied, match=str(base)):
+        safepoint.load(url)
+
+
+def test_settings_of_a_store_are_checked_at_start(start_daemon: Start, tmp_path: Path) -> None:
+    for flag, said in (
+        ("--store=gopher://x", "no URL of a store"),
+        ("--store=file://relative/path", "file:"),
+        ("--store=/plain/path", "no URL of a store"),
+        ("--durable-every=5", "needs a store"),
+    ):
+        with pytest.raises(AssertionError, match=said):
+            start_daemon(flag)
