@@ -40,14 +40,6 @@ bool DamagesStored(const std::optional<Fault>& fault) {
   return fault && (fault->kind == FaultKind::kTruncateStored || fault->kind == FaultKind::kFlipStored || fault->kind == FaultKind::kLoseStored);
 }
 
-PutSource WholeSource(ByteSpan content) {
-  PutSource source{{content}, {}};
-  for (uint64_t at = 0; at < content.size(); at += kBlockBytes) {
-    source.block_crcs.push_back(Crc32c(0, content.subspan(at, std::min<uint64_t>(kBlockBytes, content.size() - at))));
-  }
-  return source;
-}
-
 }  // namespace
 
 void FaultyStore::Add(Fault fault) {
@@ -156,7 +148,7 @@ Status FaultyStore::Damage(const std::string& key, const Fault& fault) {
   SP_CHECK(!content.empty());
   if (fault.kind == FaultKind::kTruncateStored) content.pop_back();
   else content[std::min<uint64_t>(fault.at, content.size() - 1)] ^= 1;
-  return inner_.Put(key, WholeSource(content), {});
+  return inner_.Put(key, PutSource::OfMemory(content), {});
 }
 
 void FaultyStore::Written(const std::string& key) {
@@ -167,7 +159,7 @@ void FaultyStore::Written(const std::string& key) {
 
 Status FaultyStore::HalfPut(const std::string& key, const PutSource& source, const CallLimits& limits, const Fault& fault) {
   SP_RETURN_IF_ERROR(CheckKey(key));
-  if (limits.progress && source.size_bytes() / 2 > 0) limits.progress(source.size_bytes() / 2);
+  if (limits.progress && source.size_bytes / 2 > 0) limits.progress(source.size_bytes / 2);
   if (fault.kind == FaultKind::kLeaveUpload) {
     const std::lock_guard lock(mutex_);
     uploads_.push_back({key, "faulty-" + std::to_string(++last_upload_), clock_.Now() / kNanosPerSecond});
@@ -184,10 +176,10 @@ Status FaultyStore::Put(const std::string& key, const PutSource& source, const C
   const std::string what = "put " + url() + "/" + key;
   if (fault && (fault->kind == FaultKind::kDropUpload || fault->kind == FaultKind::kLeaveUpload)) return HalfPut(key, source, limits, *fault);
   if (fault && fault->kind == FaultKind::kArriveLate) {
-    std::vector<uint8_t> content;  // The caller's memory is his again when this returns.
-    for (const ByteSpan range : source.ranges) content.insert(content.end(), range.begin(), range.end());
+    std::vector<uint8_t> content(source.size_bytes);  // The caller's memory is his again when this returns.
+    SP_RETURN_IF_ERROR(source.read(0, content));
     return Late(what, [this, key, content = std::move(content), crcs = source.block_crcs] {
-      const Status put = inner_.Put(key, {{ByteSpan(content)}, crcs}, {});
+      const Status put = inner_.Put(key, PutSource::OfMemory(content, crcs), {});
       if (put.ok()) Written(key);
       return put;
     });

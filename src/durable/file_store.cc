@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "format/constants.h"
 #include "os/fd.h"
 #include "os/file_tree.h"
 #include "os/system.h"
@@ -13,7 +14,7 @@
 namespace sp {
 namespace {
 
-constexpr size_t kChunkBytes = 8u << 20;
+constexpr size_t kReadBytes = 8u << 20;  // Between two looks at cancel and deadline.
 constexpr size_t kPageObjects = 1000;
 constexpr size_t kNameBytesMax = 255;
 constexpr int kTriesMax = 100;  // Of making a folder that somebody else's Delete removes as fast.
@@ -101,7 +102,8 @@ class Store final : public ObjectStore {
   Status CheckOwnKey(const std::string& key) const;
   Result<Target> StartFile(const std::string& key, uint64_t size_bytes) const;
   Result<std::optional<FileFacts>> Find(const std::string& key) const;
-  Result<bool> Write(const Call& call, const std::string& key, std::span<const ByteSpan> ranges, uint64_t size_bytes) const;
+  // `source`: its checksums are compared on the way, if it has some.
+  Result<bool> Write(const Call& call, const std::string& key, const PutSource& source) const;
 
   // Calls visit(folder, directory, entry) for all that is no directory, in the order of the keys, until it returns an error or false. Folders none of
   // whose keys begin with `prefix`, or all of whose keys are not above `after`, are left out.
@@ -157,17 +159,18 @@ Result<Store::Target> Store::StartFile(const std::string& key, uint64_t size_byt
 }
 
 // True: the object was made. False: there is something of that name, and it is on disk.
-Result<bool> Store::Write(const Call& call, const std::string& key, std::span<const ByteSpan> ranges, uint64_t size_bytes) const {
-  auto target = StartFile(key, size_bytes);
+Result<bool> Store::Write(const Call& call, const std::string& key, const PutSource& source) const {
+  auto target = StartFile(key, source.size_bytes);
   if (!target) return std::unexpected(call.Explain(target.error()));
-  for (ByteSpan range : ranges) {
-    while (!range.empty()) {
-      SP_RETURN_IF_ERROR(call.Check());
-      const ByteSpan chunk = range.first(std::min(range.size(), kChunkBytes));
-      if (Status status = target->file.Append(chunk); !status.ok()) return std::unexpected(call.Explain(status));
-      if (call.limits.progress) call.limits.progress(chunk.size());
-      range = range.subspan(chunk.size());
-    }
+  // A block at a time: small enough to be still in the cache when it is written.
+  std::vector<uint8_t> buffer(std::min(kBlockBytes, source.size_bytes));
+  for (uint64_t at = 0; at < source.size_bytes; at += buffer.size()) {
+    SP_RETURN_IF_ERROR(call.Check());
+    const MutableByteSpan chunk = MutableByteSpan(buffer).first(std::min<uint64_t>(buffer.size(), source.size_bytes - at));
+    const Status read = source.block_crcs.empty() ? source.read(at, chunk) : ReadBlock(source, at / kBlockBytes, chunk);
+    if (!read.ok()) return std::unexpected(call.Explain(read));
+    if (Status status = target->file.Append(chunk); !status.ok()) return std::unexpected(call.Explain(status));
+    if (call.limits.progress) call.limits.progress(chunk.size());
   }
   SP_RETURN_IF_ERROR(call.Check());
   if (Status status = target->file.Sync(); !status.ok()) return std::unexpected(call.Explain(status));
@@ -203,10 +206,10 @@ Status Store::Put(const std::string& key, const PutSource& source, const CallLim
   SP_RETURN_IF_ERROR(CheckOwnKey(key));
   SP_RETURN_IF_ERROR(CheckSource(source));
   SP_RETURN_IF_ERROR(call.Check());
-  const uint64_t size = source.size_bytes();
+  const uint64_t size = source.size_bytes;
   auto found = Find(key);  // Before: so that what is there already costs no bytes.
   if (found && !*found) {
-    SP_ASSIGN_OR_RETURN(const bool published, Write(call, key, source.ranges, size));
+    SP_ASSIGN_OR_RETURN(const bool published, Write(call, key, source));
     if (published) return {};
     found = Find(key);
   }
@@ -227,7 +230,7 @@ Result<bool> Store::Create(const std::string& key, ByteSpan content, const CallL
   SP_RETURN_IF_ERROR(call.Check());
   CallLimits quiet = limits;
   quiet.progress = nullptr;
-  return Write({*this, quiet, call.what}, key, {&content, 1}, content.size());
+  return Write({*this, quiet, call.what}, key, PutSource::OfMemory(content, {}));
 }
 
 Status Store::ReadRange(const std::string& key, uint64_t offset, MutableByteSpan out, const CallLimits& limits) {
@@ -247,7 +250,7 @@ Status Store::ReadRange(const std::string& key, uint64_t offset, MutableByteSpan
   }
   while (!out.empty()) {
     SP_RETURN_IF_ERROR(call.Check());
-    const MutableByteSpan chunk = out.first(std::min(out.size(), kChunkBytes));
+    const MutableByteSpan chunk = out.first(std::min(out.size(), kReadBytes));
     if (Status status = ReadFileExact(file->get(), chunk, offset); !status.ok()) return call.Explain(status);
     offset += chunk.size();
     out = out.subspan(chunk.size());

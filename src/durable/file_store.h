@@ -33,7 +33,7 @@ class FileStore {
   //
   // What the interface leaves open:
   //   Probe         never verifies_checksums: whoever writes reads back. A file system that cannot keep two writers apart is kInvalidArgument.
-  //   Put           looks at cancel and deadline before each 8 MiB; fsync cannot be interrupted. Ranges are written from where they are, not copied.
+  //   Put           looks at cancel and deadline, and at the checksum, before each block; fsync cannot be interrupted.
   //                 Reports progress when the system has taken the bytes; on disk they are when it returns.
   //   List          reads the directories anew for every page. Files that are no key of ours, and links, are left out. So is `.safepoint-probe/`.
   //   Delete        also removes the folders that became empty: else every retired step would leave some for good. Put makes them again.

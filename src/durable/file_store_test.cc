@@ -23,14 +23,6 @@
 namespace sp {
 namespace {
 
-PutSource Source(ByteSpan content) {
-  PutSource source{{content}, {}};
-  for (uint64_t at = 0; at < content.size(); at += kBlockBytes) {
-    source.block_crcs.push_back(Crc32c(0, content.subspan(at, std::min<uint64_t>(kBlockBytes, content.size() - at))));
-  }
-  return source;
-}
-
 bool Contains(const Status& status, const std::string& text) { return status.message().find(text) != std::string::npos; }
 
 class Files : public testing::Test {
@@ -51,7 +43,7 @@ class Files : public testing::Test {
     for (const ObjectInfo& info : page.objects) keys.push_back(info.key);
     return keys;
   }
-  Status Put(const std::string& key, const std::string& content) { return store_->Put(key, Source(AsBytes(content)), {}); }
+  Status Put(const std::string& key, const std::string& content) { return store_->Put(key, PutSource::OfMemory(AsBytes(content)), {}); }
 
   ManualClock clock_;
   TemporaryDirectory directory_;
@@ -87,7 +79,7 @@ TEST(FileStoreOpen, MakesTheLastComponentOnlyAndOnlyIfToldTo) {
   SP_EXPECT_CODE(kNotFound, FileStore::Open(url + "/no/such", clock));
   SP_ASSERT_OK(WriteFileAtomic(directory.File("file"), AsBytes("x"), 0600));
   SP_EXPECT_CODE(kInvalidArgument, FileStore::Open(url + "/file", clock));
-  SP_ASSERT_OK(store->Put("k", Source(AsBytes("x")), {}));
+  SP_ASSERT_OK(store->Put("k", PutSource::OfMemory(AsBytes("x")), {}));
   SP_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ObjectStore> again, FileStore::Open(store->url(), clock, FileStore::MissingBase::kRefuse));
   SP_EXPECT_CODE(kOk, again->Head("k", {}));
 }
@@ -206,7 +198,7 @@ TEST_F(Files, LongNamesStillHaveTemporaryOnes) {
 TEST_F(Files, ADeadlineThatPassesOnTheWayLeavesNothing) {
   const std::vector<uint8_t> content(20 * kBlockBytes, 1);
   const CallLimits limits{.deadline = clock_.Now() + 10, .progress = [&](uint64_t) { clock_.Advance(8); }};
-  SP_EXPECT_CODE(kDeadline, store_->Put("a/key", Source(content), limits));
+  SP_EXPECT_CODE(kDeadline, store_->Put("a/key", PutSource::OfMemory(content), limits));
   SP_EXPECT_CODE(kNotFound, store_->Head("a/key", {}));
   EXPECT_EQ(store_->ListUploads("", {}).value().size(), 0u);
   EXPECT_EQ(Names(), std::vector<std::string>{"a"});
@@ -232,7 +224,7 @@ TEST_F(Files, ARemovedBaseIsUnavailableNotEmpty) {
 TEST_F(Files, AKilledWriterLeavesNoObjectAndOneUpload) {
   SP_ASSERT_OK_AND_ASSIGN(Pipe pipe, Pipe::Create());
   const std::vector<uint8_t> content(64 * kBlockBytes, 3);
-  const PutSource source = Source(content);
+  const PutSource source = PutSource::OfMemory(content);
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
@@ -310,13 +302,13 @@ TEST_F(Files, AFullOrReadOnlyDiskSaysSoAndLeavesNothing) {
     ObjectStore& store = **opened;
     const std::vector<uint8_t> content(5 * kBlockBytes, 1);
     uint64_t progress = 0;
-    const Status put = store.Put("a/key", Source(content), {.progress = [&](uint64_t bytes) { progress += bytes; }});
+    const Status put = store.Put("a/key", PutSource::OfMemory(content), {.progress = [&](uint64_t bytes) { progress += bytes; }});
     if (put.code() != StatusCode::kNoSpace || !Contains(put, store.url() + "/a/key") || !Contains(put, "make room")) return Fail(2, put);
     if (progress != 0) return 3;  // Refused before any byte was accepted.
     if (!store.ListUploads("", {}).value().empty() || store.Head("a/key", {}).has_value()) return 4;
-    if (const Status small = store.Put("a/key", Source(ByteSpan(content).first(kBlockBytes)), {}); !small.ok()) return Fail(5, small);
+    if (const Status small = store.Put("a/key", PutSource::OfMemory(ByteSpan(content).first(kBlockBytes)), {}); !small.ok()) return Fail(5, small);
     if (::mount(nullptr, base_.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) != 0) return 77;
-    const Status read_only = store.Put("a/other", Source({}), {});
+    const Status read_only = store.Put("a/other", PutSource::OfMemory({}), {});
     if (read_only.code() != StatusCode::kDenied || !Contains(read_only, "mount it writable")) return Fail(6, read_only);
     const auto probed = store.Probe({});
     if (probed || probed.error().code() != StatusCode::kDenied) return 7;

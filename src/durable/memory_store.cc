@@ -47,15 +47,12 @@ Status MemoryStore::Put(const std::string& key, const PutSource& source, const C
   SP_RETURN_IF_ERROR(Check(key, limits, "put"));
   SP_RETURN_IF_ERROR(CheckSource(source));
   std::vector<uint8_t> content;
-  content.reserve(source.size_bytes());
-  for (ByteSpan range : source.ranges) {
-    while (!range.empty()) {
-      SP_RETURN_IF_ERROR(Check(key, limits, "put"));
-      const ByteSpan chunk = range.first(std::min(range.size(), kChunkBytes));
-      content.insert(content.end(), chunk.begin(), chunk.end());
-      if (limits.progress) limits.progress(chunk.size());
-      range = range.subspan(chunk.size());
-    }
+  content.resize(source.size_bytes);
+  for (uint64_t at = 0; at < content.size(); at += kChunkBytes) {
+    SP_RETURN_IF_ERROR(Check(key, limits, "put"));
+    const MutableByteSpan chunk = MutableByteSpan(content).subspan(at, std::min<uint64_t>(kChunkBytes, content.size() - at));
+    SP_RETURN_IF_ERROR(source.read(at, chunk));
+    if (limits.progress) limits.progress(chunk.size());
   }
   SP_RETURN_IF_ERROR(Check(key, limits, "put"));
   const std::string what = "put " + url_ + "/" + key;

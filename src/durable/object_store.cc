@@ -1,8 +1,10 @@
 #include "durable/object_store.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string_view>
 
+#include "base/crc32c.h"
 #include "format/constants.h"
 
 namespace sp {
@@ -38,10 +40,17 @@ Status CheckText(const char* what, const std::string& text, bool may_end_anywher
 
 }  // namespace
 
-uint64_t PutSource::size_bytes() const {
-  uint64_t sum = 0;
-  for (const ByteSpan range : ranges) sum += range.size();
-  return sum;
+PutSource PutSource::OfMemory(ByteSpan bytes, std::vector<uint32_t> block_crcs) {
+  return {bytes.size(), std::move(block_crcs), [bytes](uint64_t offset, MutableByteSpan out) -> Status {
+            std::memcpy(out.data(), bytes.data() + offset, out.size());
+            return {};
+          }};
+}
+
+PutSource PutSource::OfMemory(ByteSpan bytes) {
+  std::vector<uint32_t> crcs;
+  for (uint64_t at = 0; at < bytes.size(); at += kBlockBytes) crcs.push_back(Crc32c(0, bytes.subspan(at, std::min(kBlockBytes, bytes.size() - at))));
+  return OfMemory(bytes, std::move(crcs));
 }
 
 Status CheckKey(const std::string& key) { return CheckText("object key", key, false); }
@@ -55,17 +64,18 @@ Status CheckLimits(const CallLimits& limits, Nanos now, const std::string& what)
 }
 
 Status CheckSource(const PutSource& source) {
-  for (size_t i = 0; i + 1 < source.ranges.size(); ++i) {
-    if (source.ranges[i].size() % kBlockBytes != 0) {
-      return {StatusCode::kInvalidArgument, "range " + std::to_string(i) + " of the object does not end with a block"};
-    }
-  }
-  const uint64_t blocks = BlockCount(source.size_bytes());
+  const uint64_t blocks = BlockCount(source.size_bytes);
   if (source.block_crcs.size() != blocks) {
     return {StatusCode::kInvalidArgument,
             "an object of " + std::to_string(blocks) + " blocks came with " + std::to_string(source.block_crcs.size()) + " checksums"};
   }
   return {};
+}
+
+Status ReadBlock(const PutSource& source, uint64_t block, MutableByteSpan out) {
+  SP_RETURN_IF_ERROR(source.read(block * kBlockBytes, out));
+  if (Crc32c(0, out) == source.block_crcs[block]) return {};
+  return {StatusCode::kCorrupt, "block " + std::to_string(block) + " of what is to be written does not match its checksum"};
 }
 
 Status WithContext(const std::string& what, const Status& status) { return {status.code(), what + ": " + status.message()}; }

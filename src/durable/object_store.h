@@ -65,6 +65,7 @@ struct PutSource {
   std::function<Status(uint64_t offset, MutableByteSpan out)> read;
   // Of bytes that belong to the caller and do not change until the call has returned.
   static PutSource OfMemory(ByteSpan bytes, std::vector<uint32_t> block_crcs);
+  static PutSource OfMemory(ByteSpan bytes);  // Makes the checksums.
 };
 
 struct CallLimits {
@@ -114,8 +115,10 @@ Status CheckPrefix(const std::string& prefix);
 
 // For stores. kClosed when cancelled, kDeadline when `now` is past the deadline; the message begins with `what`, e.g. "put file:///base/key".
 Status CheckLimits(const CallLimits& limits, Nanos now, const std::string& what);
-// For stores. kInvalidArgument unless `source` keeps to what PutSource says.
+// For stores. kInvalidArgument unless `source` has a checksum for every block.
 Status CheckSource(const PutSource& source);
+// For stores. Reads one block of the source; kCorrupt when it does not match its checksum. `out` has the block's length.
+Status ReadBlock(const PutSource& source, uint64_t block, MutableByteSpan out);
 // The status with "`what`: " before its message.
 Status WithContext(const std::string& what, const Status& status);
 

@@ -48,17 +48,20 @@ TEST(CheckLimits, CancelComesBeforeDeadline) {
   SP_EXPECT_CODE(kOk, CheckLimits({}, std::numeric_limits<Nanos>::max(), "put x"));
 }
 
-TEST(PutSource, IsOneRangeAfterAnotherInWholeBlocks) {
-  const std::vector<uint8_t> bytes(2 * kBlockBytes + 1);
-  const ByteSpan all = bytes;
-  EXPECT_EQ(PutSource{}.size_bytes(), 0u);
+TEST(PutSource, HasAChecksumForEveryBlock) {
+  std::vector<uint8_t> bytes(2 * kBlockBytes + 1, 7);
   SP_EXPECT_CODE(kOk, CheckSource({}));
-  const PutSource good{{all.first(kBlockBytes), {}, all.subspan(kBlockBytes)}, {1, 2, 3}};
-  EXPECT_EQ(good.size_bytes(), bytes.size());
+  const PutSource good = PutSource::OfMemory(bytes);
+  EXPECT_EQ(good.size_bytes, bytes.size());
+  ASSERT_EQ(good.block_crcs.size(), 3u);
   SP_EXPECT_CODE(kOk, CheckSource(good));
-  SP_EXPECT_CODE(kInvalidArgument, CheckSource({{all.first(1), all.subspan(1)}, {1, 2, 3}}));
-  SP_EXPECT_CODE(kInvalidArgument, CheckSource({{all}, {1, 2}}));
-  SP_EXPECT_CODE(kInvalidArgument, CheckSource({{all}, {1, 2, 3, 4}}));
+  SP_EXPECT_CODE(kInvalidArgument, CheckSource(PutSource::OfMemory(bytes, {1, 2})));
+  SP_EXPECT_CODE(kInvalidArgument, CheckSource(PutSource::OfMemory(bytes, {1, 2, 3, 4})));
+  std::vector<uint8_t> block(1);
+  SP_EXPECT_CODE(kOk, ReadBlock(good, 2, block));
+  EXPECT_EQ(block[0], 7);
+  bytes[2 * kBlockBytes] ^= 1;
+  SP_EXPECT_CODE(kCorrupt, ReadBlock(good, 2, block));
 }
 
 }  // namespace
