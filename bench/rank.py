@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -122,3 +123,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # As in examples/demo/train.py: a thread of gloo's would abort the process now and then.
+    atexit._run_exitfuncs()
+    os._exit(0)

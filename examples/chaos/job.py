@@ -17,6 +17,7 @@ highest that has DCP's ``.metadata`` file, which DCP writes last.
 from __future__ import annotations
 
 import argparse
+import atexit
 import faulthandler
 import hashlib
 import json
@@ -212,3 +213,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # As in examples/demo/train.py: a thread of gloo's would abort the process now and then.
+    atexit._run_exitfuncs()
+    os._exit(0)

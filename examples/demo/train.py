@@ -9,6 +9,7 @@ schedule, the step, and each rank's own random number generators (dropout and th
 from __future__ import annotations
 
 import argparse
+import atexit
 import hashlib
 import json
 import os
@@ -192,3 +193,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # A thread of torch's gloo may still let go of the last collective's tensors. Where the interpreter is torn down
+    # meanwhile, that aborts the process, and torchrun would start a job again that has ended well. So: the exit
+    # handlers, and then the end.
+    atexit._run_exitfuncs()
+    os._exit(0)

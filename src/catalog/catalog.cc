@@ -63,6 +63,11 @@ void Catalog::AddTombstone(const ledger::Tombstone& t) {
   attempt.wish.reset();
   ns.tombstoned.push_back(t.attempt);
   if (ns.tombstoned.size() > kTombstonesKept) {
+    if (ns.forgotten_ids.insert(ns.tombstoned.front()).second) ns.forgotten.push_back(ns.tombstoned.front());
+    if (ns.forgotten.size() > kForgottenKept) {
+      ns.forgotten_ids.erase(ns.forgotten.front());
+      ns.forgotten.pop_front();
+    }
     ns.attempts.erase(ns.tombstoned.front());
     ns.tombstoned.erase(ns.tombstoned.begin());
   }
@@ -154,6 +159,11 @@ const Attempt* Catalog::FindAttempt(const NamespaceKey& key, const Id128& attemp
   if (!ns) return nullptr;
   auto it = ns->attempts.find(attempt);
   return it == ns->attempts.end() ? nullptr : &it->second;
+}
+
+bool Catalog::WasForgotten(const NamespaceKey& key, const Id128& attempt) const {
+  const Namespace* ns = Find(key);
+  return ns && ns->forgotten_ids.contains(attempt);
 }
 
 Result<std::vector<SealRecord>> Catalog::Completable(const NamespaceKey& key, const Id128& id) {

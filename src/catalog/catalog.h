@@ -4,6 +4,7 @@
 // of its attempt; two different records for one (attempt, rank, kind) make the attempt corrupt, never a choice (reliability, section 2).
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -67,6 +68,8 @@ class Catalog {
   const ledger::Generation* CurrentGeneration(const NamespaceKey& ns) const;
   const ledger::Generation* FindGenerationByNonce(const NamespaceKey& ns, const Id128& nonce) const;
   const Attempt* FindAttempt(const NamespaceKey& ns, const Id128& attempt) const;
+  // It was closed or retired, and its tombstone has made room for newer ones since: it must not be opened again. Known for a bounded time.
+  bool WasForgotten(const NamespaceKey& ns, const Id128& attempt) const;
   std::optional<uint64_t> StructureDataBytes(uint32_t uid, const Hash256& hash) const;  // nullopt: not read yet.
 
   // Records of ranks 0..W-1 if they are all there and fill every tensor. kIncomplete: something is missing (also a structure that has not been
@@ -101,13 +104,16 @@ class Catalog {
 
   // Drops what nothing refers to any more: structures, copy reports and quarantines of gone attempts.
   void Trim();
-  static constexpr size_t kTombstonesKept = 128;  // The newest per namespace; older ones go when a new one comes.
+  static constexpr size_t kTombstonesKept = 128;   // The newest per namespace; older ones go when a new one comes.
+  static constexpr size_t kForgottenKept = 1024;  // Of those that went, the ids; not over a restart.
 
  private:
   struct Namespace {
     std::map<uint64_t, ledger::Generation> generations;
     std::map<Id128, Attempt> attempts;
     std::vector<Id128> tombstoned;  // Oldest first.
+    std::deque<Id128> forgotten;    // Oldest first, and the same ids to look one up.
+    std::set<Id128> forgotten_ids;
   };
   const Namespace* Find(const NamespaceKey& ns) const;
   bool Listed(const Attempt& attempt, Level level) const;

@@ -408,6 +408,15 @@ TEST(Saves, ARankHasOneWriterAlsoWhileItsMemoryIsMade) {  // F82: the second one
   EXPECT_EQ(h.TryReserve(second, 5).status, StatusCode::kInvalidArgument);
 }
 
+TEST(Saves, WhatWasClosedLongAgoIsNotOpenedAgain) {  // I-16, I-29: a rank far behind opened what the other had been refused, and waited in vain
+  H h;
+  const H::Writer ahead = h.Open(h.Connect(1), 1, 2, 0), behind = h.Open(h.Connect(2), 1, 2, 1);
+  constexpr uint64_t kRefused = Catalog::kTombstonesKept + 300;
+  for (uint64_t step = 0; step < kRefused; ++step) EXPECT_EQ(h.TryReserve(ahead, step, 0, 1 << 20).status, StatusCode::kNoSpace);
+  for (uint64_t step = 0; step < kRefused; ++step) EXPECT_EQ(h.TryReserve(behind, step).status, StatusCode::kClosed) << step;
+  EXPECT_EQ(h.TryReserve(behind, kRefused).status, StatusCode::kOk);
+}
+
 TEST(Saves, EveryTransitionIsInTheLogBeforeItsReply) {  // I-42
   H h;
   const H::Writer w = h.Open(h.Connect(1), 1);

@@ -156,6 +156,9 @@ Status NodeCore::Impl::Reserve(ConnectionId c, const Frame& f) {
   if (attempt && attempt->tombstone) {
     return Status(StatusCode::kClosed, StepText(key) + " is closed: " + attempt->tombstone->reason);
   }
+  if (!attempt && catalog_.WasForgotten(ns, id)) {  // By a rank that is far ahead: it will not come back for it.
+    return Status(StatusCode::kClosed, StepText(key) + " was closed long ago");
+  }
   if (sealed_.contains(shard)) return Status(StatusCode::kClosed, StepText(key) + ": rank " + std::to_string(r.rank) + " has sealed it already");
   if (auto open = lease_of_.find(shard); open != lease_of_.end() && !SP_PLANTED(repeat_gets_a_second_lease)) {
     OpenLease& lease = leases_.at(open->second);

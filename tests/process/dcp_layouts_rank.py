@@ -30,6 +30,7 @@ from safepoint import dcp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 import recording
+from leaving import leave
 
 SAVED = ("fsdp", "by_hand", "fsdp_over_tp")  # The latter two: a 2-D mesh, and _StridedShard.
 DOORS = ("ours", "torch", "planned")
@@ -190,3 +191,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

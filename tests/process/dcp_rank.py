@@ -26,6 +26,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import safepoint
 from safepoint import dcp
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from leaving import leave
+
 RANK, WORLD = int(sys.argv[2]), int(sys.argv[3])
 NAMES = (
     "all_reduce",
@@ -393,3 +396,4 @@ def main() -> None:
 if __name__ == "__main__":  # torch's PROCESS mode starts this file again as a module.
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     main()
+    leave()

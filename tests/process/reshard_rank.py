@@ -28,6 +28,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import safepoint
 from safepoint import dcp
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from leaving import leave
+
 State = dict[str, Any]
 
 SHAPES: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -296,3 +299,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

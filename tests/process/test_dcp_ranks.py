@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[d
         for rank in range(2)
     ]
     try:
-        for rank, process in enumerate(ranks):
-            status = process.wait(300)
-            assert status == 0, f"rank {rank}: {(folder / f'out-{rank}').read_text()[-5000:]}"
+        end = time.monotonic() + 300
+        for process in ranks:
+            # A rank whose other one has failed may wait for it in vain.
+            while process.poll() is None and not any(other.poll() for other in ranks) and time.monotonic() < end:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+        told = [(folder / f"out-{rank}").read_text()[-5000:] for rank in range(2)]
+        assert [process.poll() for process in ranks] == [0, 0], "\n".join(told)
         yield {
             name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)] for name in SCENARIOS
         }

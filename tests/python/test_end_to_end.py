@@ -336,6 +336,7 @@ import json, os, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 import safepoint
+from leaving import leave
 from states import bits
 
 dist.init_process_group("gloo")
@@ -388,6 +389,7 @@ else:
     tell(info.attempt)
 c.close()
 dist.destroy_process_group()
+leave()
 """
 
 

@@ -1,4 +1,4 @@
-"""tools/run_tests.py, which decides what a run of all tests says: a second look may clear an accident, never a failure."""
+"""tools/run_tests.py decides what a run of all tests says: a second look may clear an accident, never a failure."""
 
 from __future__ import annotations
 
