@@ -1,4 +1,5 @@
-// FaultyStore does to the store what it says, and the interface gives its callers the means to get through: rows F57 to F69, as a drain would meet them.
+// FaultyStore does to the store what it says, and the interface gives its callers the means to get through: rows F57 to F69, as a drain would meet
+// them.
 #include "durable/faulty_store.h"
 
 #include <gtest/gtest.h>
@@ -15,7 +16,7 @@ namespace {
 
 class Faulty : public testing::Test {
  protected:
-  Status Put(const CallLimits& limits = {}) { return store_.Put(key_, {{bytes_}, crcs_}, limits); }
+  Status Put(const CallLimits& limits = {}) { return store_.Put(key_, PutSource::OfMemory(bytes_, crcs_), limits); }
   Status Verify() { return VerifyObject(store_, key_, bytes_.size(), crcs_, {}); }
   bool Exists() { return memory_.Head(key_, {}).has_value(); }
   std::vector<std::string> Listed() {
@@ -35,7 +36,7 @@ class Faulty : public testing::Test {
 
 TEST_F(Faulty, F57AndF59ABurstOfErrorsPassesAndLeavesNothing) {
   store_.Add({.call = StoreCall::kPut, .kind = FaultKind::kFailBefore, .nth = 2, .times = 3, .key_part = "rank-0"});
-  SP_ASSERT_OK(store_.Put("ns/rank-1", {{bytes_}, crcs_}, {}));  // Another key: not counted.
+  SP_ASSERT_OK(store_.Put("ns/rank-1", PutSource::OfMemory(bytes_, crcs_), {}));  // Another key: not counted.
   SP_ASSERT_OK(Put());
   SP_ASSERT_OK(memory_.Delete(key_, {}));
   for (int i = 0; i < 3; ++i) {
@@ -71,7 +72,7 @@ TEST_F(Faulty, F58ALateSuccessIsFoundByAskingAndOverwritesNothing) {
   store_.Add({.call = StoreCall::kPut, .kind = FaultKind::kArriveLate});
   {
     const std::vector<uint8_t> gone = bytes_;  // The caller's memory goes when the call has returned.
-    SP_EXPECT_CODE(kDeadline, store_.Put(key_, {{gone}, crcs_}, {}));
+    SP_EXPECT_CODE(kDeadline, store_.Put(key_, PutSource::OfMemory(gone, crcs_), {}));
   }
   SP_ASSERT_OK(Put());
   EXPECT_EQ(store_.DeliverLate(), std::vector<Status>{Status()});
@@ -171,7 +172,7 @@ TEST_F(Faulty, F69TwoDaemonsDrainOneShardAndOneManifest) {
   FaultyStore other(memory_, clock_);
   store_.Add({.call = StoreCall::kPut, .kind = FaultKind::kFailAfter});
   SP_EXPECT_CODE(kUnavailable, Put());
-  SP_EXPECT_CODE(kOk, other.Put(key_, {{bytes_}, crcs_}, {}));
+  SP_EXPECT_CODE(kOk, other.Put(key_, PutSource::OfMemory(bytes_, crcs_), {}));
   SP_EXPECT_CODE(kOk, VerifyObject(other, key_, bytes_.size(), crcs_, {}));
   EXPECT_TRUE(store_.Create("manifest", AsBytes("one"), {}).value());
   EXPECT_FALSE(other.Create("manifest", AsBytes("two"), {}).value());

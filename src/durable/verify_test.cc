@@ -21,7 +21,7 @@ class Verify : public testing::Test {
       crcs_.push_back(Crc32c(0, ByteSpan(bytes_).subspan(at, std::min<size_t>(kBlockBytes, bytes_.size() - at))));
     }
   }
-  Status Put() { return store_.Put("ns/rank-0", {{bytes_}, crcs_}, {}); }
+  Status Put() { return store_.Put("ns/rank-0", PutSource::OfMemory(bytes_, crcs_), {}); }
   Status Check() { return VerifyObject(store_, "ns/rank-0", bytes_.size(), crcs_, {}); }
 
   ManualClock clock_;
