@@ -66,7 +66,7 @@ struct PutSource {
 struct CallLimits {
   Nanos deadline = std::numeric_limits<Nanos>::max();  // By the clock that the store was made with.
   const std::atomic<bool>* cancelled = nullptr;
-  // Called with the number of bytes that have reached the store since the last call; from any thread, one at a time.
+  // Put only: called with the number of bytes that have reached the store since the last call; from any thread, one at a time.
   std::function<void(uint64_t)> progress;
 };
 
@@ -107,5 +107,12 @@ class ObjectStore {
 Status CheckKey(const std::string& key);
 // The same for a prefix, which may be empty or end anywhere.
 Status CheckPrefix(const std::string& prefix);
+
+// For stores. kClosed when cancelled, kDeadline when `now` is past the deadline; the message begins with `what`, e.g. "put file:///base/key".
+Status CheckLimits(const CallLimits& limits, Nanos now, const std::string& what);
+// For stores. kInvalidArgument unless `source` keeps to what PutSource says.
+Status CheckSource(const PutSource& source);
+// The status with "`what`: " before its message.
+Status WithContext(const std::string& what, const Status& status);
 
 }  // namespace sp

@@ -1,0 +1,73 @@
+#include "durable/object_store.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "format/constants.h"
+
+namespace sp {
+namespace {
+
+constexpr size_t kKeyBytesMax = 900;  // S3 has 1,024 for base and key together.
+
+bool IsKeyByte(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || std::string_view("._=+@%-").find(c) != std::string_view::npos;
+}
+
+Status Refuse(const char* what, const std::string& text, const std::string& why) {
+  // Foreign bytes do not belong in a log.
+  std::string shown = text.substr(0, 100);
+  std::ranges::replace_if(shown, [](char c) { return c < ' ' || c > '~'; }, '?');
+  return {StatusCode::kInvalidArgument, std::string(what) + " '" + shown + "': " + why};
+}
+
+Status CheckText(const char* what, const std::string& text, bool may_end_anywhere) {
+  if (text.size() > kKeyBytesMax) return Refuse(what, text, "longer than " + std::to_string(kKeyBytesMax) + " bytes");
+  std::string_view rest = text;
+  while (true) {
+    const size_t slash = rest.find('/');
+    const std::string_view segment = rest.substr(0, slash);
+    const bool open_end = may_end_anywhere && slash == rest.npos;  // What is missing may still follow.
+    if (!open_end && segment.empty()) return Refuse(what, text, "has an empty segment");
+    if (!open_end && (segment == "." || segment == "..")) return Refuse(what, text, "has the segment '" + std::string(segment) + "'");
+    if (!std::ranges::all_of(segment, IsKeyByte)) return Refuse(what, text, "only letters, digits and ._=+@%- may be in a segment");
+    if (slash == rest.npos) return {};
+    rest = rest.substr(slash + 1);
+  }
+}
+
+}  // namespace
+
+uint64_t PutSource::size_bytes() const {
+  uint64_t sum = 0;
+  for (const ByteSpan range : ranges) sum += range.size();
+  return sum;
+}
+
+Status CheckKey(const std::string& key) { return CheckText("object key", key, false); }
+
+Status CheckPrefix(const std::string& prefix) { return CheckText("prefix of object keys", prefix, true); }
+
+Status CheckLimits(const CallLimits& limits, Nanos now, const std::string& what) {
+  if (limits.cancelled != nullptr && limits.cancelled->load(std::memory_order_relaxed)) return {StatusCode::kClosed, what + ": cancelled"};
+  if (now > limits.deadline) return {StatusCode::kDeadline, what + ": not done by the deadline"};
+  return {};
+}
+
+Status CheckSource(const PutSource& source) {
+  for (size_t i = 0; i + 1 < source.ranges.size(); ++i) {
+    if (source.ranges[i].size() % kBlockBytes != 0) {
+      return {StatusCode::kInvalidArgument, "range " + std::to_string(i) + " of the object does not end with a block"};
+    }
+  }
+  const uint64_t blocks = BlockCount(source.size_bytes());
+  if (source.block_crcs.size() != blocks) {
+    return {StatusCode::kInvalidArgument,
+            "an object of " + std::to_string(blocks) + " blocks came with " + std::to_string(source.block_crcs.size()) + " checksums"};
+  }
+  return {};
+}
+
+Status WithContext(const std::string& what, const Status& status) { return {status.code(), what + ": " + status.message()}; }
+
+}  // namespace sp
