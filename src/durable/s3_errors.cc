@@ -64,7 +64,9 @@ Status ByHttpStatus(const S3Reply& reply, const std::string& code, const std::st
   if (std::ranges::find(kBadBytes, code) != kBadBytes.end()) return {StatusCode::kCorrupt, message + ": the store received other bytes than were sealed"};
   if (std::ranges::find(kFull, code) != kFull.end() || reply.http_status == 507) return {StatusCode::kNoSpace, message};
   if (IsThrottling(reply, code) || reply.http_status >= 500) return {StatusCode::kUnavailable, message};
+  if (code == "AccessDenied") return {StatusCode::kDenied, message + "; check the credentials and what their policy allows"};
   switch (reply.http_status) {
+    case 200: return {StatusCode::kUnavailable, message + " inside, so it was not done"};  // F59: S3 asks to try that again.
     case 401:
     case 403: return {StatusCode::kDenied, message + "; check the credentials and what their policy allows"};
     case 404: return {StatusCode::kNotFound, message};
