@@ -28,8 +28,8 @@ def load(
 ) -> Any:
     """The whole state of a durable step, as new objects: dicts, lists, tensors in this machine's memory, plain values.
 
-    `url`: of the durable tier ("file:///mnt/checkpoints"), or of one step in it (".../run-3/step-40"). `namespace`: may
-    be left out where the tier has one. `step`: None for the newest. Of parts that were each rank's own, those of `rank`.
+    `url`: of the durable tier ("file:///mnt/checkpoints", "s3://bucket/base"), or of one step in it
+    (".../run-3/step-40"). `namespace`: may be left out where the tier has one. `step`: None for the newest. Of parts that were each rank's own, those of `rank`.
     Modules and optimizers come as their state dicts. Needs no daemon.
 
     NotFound: no such step. Incomplete, Corrupt: an object of it is missing, or does not match its checksums; an older
@@ -81,10 +81,11 @@ def load_into(
 def open_stored(url: str, *, namespace: str | None, step: int | None) -> StoredPin:
     """The step that these name; a context manager."""
     attempt: bytes | None = None
-    if (match := _STEP_URL.fullmatch(url)) is not None:
+    place, parameters, options = url.partition("?")
+    if (match := _STEP_URL.fullmatch(place)) is not None:
         if namespace is not None or step is not None:
             raise InvalidArgument(f"{url} names a step: do not give a namespace or step with it")
-        url, namespace, step = match[1], match[2], int(match[3])
+        url, namespace, step = f"{match[1]}{parameters}{options}", match[2], int(match[3])
         attempt = bytes.fromhex(match[4]) if match[4] else None
     wanted = None if step is None else as_step(step)
     store = _core.Store(url)

@@ -53,6 +53,12 @@ PutSource PutSource::OfMemory(ByteSpan bytes) {
   return OfMemory(bytes, std::move(crcs));
 }
 
+std::string ObjectUrl(const ObjectStore& store, const std::string& key) {
+  const std::string& url = store.url();
+  const size_t parameters = std::min(url.find('?'), url.size());
+  return url.substr(0, parameters) + "/" + key;
+}
+
 Status CheckKey(const std::string& key) { return CheckText("object key", key, false); }
 
 Status CheckPrefix(const std::string& prefix) { return CheckText("prefix of object keys", prefix, true); }

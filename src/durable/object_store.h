@@ -107,6 +107,9 @@ class ObjectStore {
   virtual Status AbortUpload(const UnfinishedUpload& upload, const CallLimits& limits) = 0;
 };
 
+// What to call an object in messages: the store's URL with the key behind its path.
+std::string ObjectUrl(const ObjectStore& store, const std::string& key);
+
 // Keys are one to 900 bytes: segments of [A-Za-z0-9._=+@%-], none empty, "." or "..", separated by "/". kInvalidArgument otherwise: a name that
 // would leave the base is not repaired, it is refused.
 Status CheckKey(const std::string& key);

@@ -40,6 +40,7 @@ class ConformancePlace {
 struct StoreFactory {
   std::string name;  // Letters and digits.
   std::function<std::unique_ptr<ConformancePlace>()> make;
+  std::function<std::string()> why_not = {};  // Why this store cannot be tested here: all tests are skipped. Empty: it can.
 };
 
 inline std::string StoreName(const testing::TestParamInfo<StoreFactory>& info) { return info.param.name; }
@@ -60,6 +61,7 @@ inline std::vector<uint8_t> Bytes(size_t size, uint32_t seed = 1) {
 class ObjectStoreConformance : public testing::TestWithParam<StoreFactory> {
  protected:
   void SetUp() override {
+    if (const std::string why_not = GetParam().why_not ? GetParam().why_not() : ""; !why_not.empty()) GTEST_SKIP() << why_not;
     place_ = GetParam().make();
     ASSERT_NE(place_, nullptr) << "no place for the store " << GetParam().name;
   }
@@ -246,7 +248,7 @@ TEST_P(ObjectStoreConformance, WhatIsMissingIsNotFound) {
   EXPECT_EQ(Keys("none").value(), std::vector<std::string>{});
   EXPECT_EQ(Keys("").value(), std::vector<std::string>{"a/b"});
   const auto missing = store().Head("no/such/key", {});
-  EXPECT_NE(missing.error().message().find(store().url() + "/no/such/key"), std::string::npos) << missing.error().ToString();
+  EXPECT_NE(missing.error().message().find(store().url().substr(0, store().url().find('?')) + "/no/such/key"), std::string::npos) << missing.error().ToString();
 }
 
 TEST_P(ObjectStoreConformance, DeleteRemovesOneObject) {

@@ -8,7 +8,7 @@
 
 namespace sp {
 
-// "file:///absolute/path" or, where it was built in, "s3://bucket/prefix" (docs/operating/durable.md). Asks nobody: that the place exists and what it
+// "file:///absolute/path" or, where it was built in, "s3://bucket/prefix" (docs/operating/durable.md, docs/operating/s3.md). Asks nobody: that the place exists and what it
 // can do is for Probe to find out. `clock` must outlive the store. kInvalidArgument says what is wrong with the URL.
 Result<std::unique_ptr<ObjectStore>> OpenStore(const std::string& url, const Clock& clock);
 

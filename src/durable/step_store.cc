@@ -17,15 +17,13 @@ constexpr uint64_t kDocumentMax = uint64_t{256} << 20;  // A manifest of 65,536 
 
 ByteSpan AsBytesOf(const std::vector<uint32_t>& list) { return {reinterpret_cast<const uint8_t*>(list.data()), 4 * list.size()}; }
 
-std::string UrlOf(const ObjectStore& store, const std::string& key) { return store.url() + "/" + key; }
-
 // Made, or there already with the same bytes.
 Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, const CallLimits& limits) {
   SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, content, limits));
   if (made) return {};
   SP_ASSIGN_OR_RETURN(const std::string there, ReadObject(store, key, content.size(), limits));
   if (there == AsText(content)) return {};
-  return Status(StatusCode::kCorrupt, UrlOf(store, key) + " is there already and differs; it is left as it is");
+  return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + " is there already and differs; it is left as it is");
 }
 
 }  // namespace
@@ -33,7 +31,7 @@ Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, 
 Result<std::string> ReadObject(ObjectStore& store, const std::string& key, uint64_t bytes_max, const CallLimits& limits) {
   SP_ASSIGN_OR_RETURN(const ObjectInfo info, store.Head(key, limits));
   if (info.size_bytes > bytes_max) {
-    return Error(StatusCode::kLimit, UrlOf(store, key) + " has " + std::to_string(info.size_bytes) + " bytes, more than " + std::to_string(bytes_max));
+    return Error(StatusCode::kLimit, ObjectUrl(store, key) + " has " + std::to_string(info.size_bytes) + " bytes, more than " + std::to_string(bytes_max));
   }
   std::string text(info.size_bytes, '\0');
   if (!text.empty()) SP_RETURN_IF_ERROR(store.ReadRange(key, 0, {reinterpret_cast<uint8_t*>(text.data()), text.size()}, limits));
@@ -83,7 +81,7 @@ Result<std::vector<StepName>> ListStepNames(ObjectStore& store, const std::strin
 Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {
   const std::string prefix = name.Prefix();
   const auto damaged = [&](const std::string& what, const std::string& why) {
-    return Error(StatusCode::kCorrupt, UrlOf(store, prefix + what) + ": " + why);
+    return Error(StatusCode::kCorrupt, ObjectUrl(store, prefix + what) + ": " + why);
   };
   StoredStep step;
   SP_ASSIGN_OR_RETURN(const std::string manifest, ReadObject(store, prefix + "manifest.json", kDocumentMax, limits));
@@ -94,7 +92,7 @@ Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, cons
   if (StepPrefix(key) != prefix) return damaged("manifest.json", "is the manifest of another step");
   const Result<std::string> lineage = ReadObject(store, prefix + "lineage.json", kDocumentMax, limits);
   if (!lineage && lineage.error().code() == StatusCode::kNotFound) {
-    return Error(StatusCode::kIncomplete, UrlOf(store, prefix + "lineage.json") + " is missing, although the step's manifest is there");
+    return Error(StatusCode::kIncomplete, ObjectUrl(store, prefix + "lineage.json") + " is missing, although the step's manifest is there");
   }
   if (!lineage) return std::unexpected(lineage.error());
   Result<std::vector<ledger::Generation>> generations = ParseLineage(*lineage);
@@ -112,9 +110,9 @@ Result<std::vector<uint32_t>> ReadChecksums(ObjectStore& store, const SealRecord
   const std::string missing = " is missing, although the step's manifest is there";
   std::vector<uint32_t> crcs(BlockCount(record.length_bytes));
   const Status read = store.ReadRange(key, 0, {reinterpret_cast<uint8_t*>(crcs.data()), 4 * crcs.size()}, limits);
-  if (read.code() == StatusCode::kNotFound) return Error(StatusCode::kIncomplete, UrlOf(store, key) + missing);
+  if (read.code() == StatusCode::kNotFound) return Error(StatusCode::kIncomplete, ObjectUrl(store, key) + missing);
   SP_RETURN_IF_ERROR(read);
-  if (BlockRoot(crcs) != record.block_root) return Error(StatusCode::kCorrupt, UrlOf(store, key) + " does not hash to the root in the manifest");
+  if (BlockRoot(crcs) != record.block_root) return Error(StatusCode::kCorrupt, ObjectUrl(store, key) + " does not hash to the root in the manifest");
   return crcs;
 }
 

@@ -109,7 +109,7 @@ StoredShard::Report StoredShard::ReadBlocks(const std::vector<bool>& wanted, std
       report.corrupt_blocks.insert(report.corrupt_blocks.end(), corrupt.begin(), corrupt.end());
       if (!read.ok() && read.code() != StatusCode::kCorrupt && report.status.ok()) {
         report.status = read.code() == StatusCode::kNotFound
-                            ? Status(StatusCode::kIncomplete, store_->url() + "/" + key_ + " is missing, although the step's manifest is there")
+                            ? Status(StatusCode::kIncomplete, ObjectUrl(*store_, key_) + " is missing, although the step's manifest is there")
                             : read;
         failed = true;
       }
@@ -124,7 +124,7 @@ StoredShard::Report StoredShard::ReadBlocks(const std::vector<bool>& wanted, std
   }
   std::sort(report.corrupt_blocks.begin(), report.corrupt_blocks.end());
   if (report.status.ok() && !report.corrupt_blocks.empty()) {
-    report.status = Status(StatusCode::kCorrupt, store_->url() + "/" + key_ + ": block " + std::to_string(report.corrupt_blocks.front()) +
+    report.status = Status(StatusCode::kCorrupt, ObjectUrl(*store_, key_) + ": block " + std::to_string(report.corrupt_blocks.front()) +
                                                      " does not match its checksum");
   }
   return report;

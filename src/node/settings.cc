@@ -153,7 +153,7 @@ Row SocketMode() {
 }
 
 Row Store() {
-  return {{"store", "Where steps become durable.", "file:///absolute/path, or off; at most 1024 bytes", SettingInfo::Kind::kText},
+  return {{"store", "Where steps become durable.", "file:///absolute/path, s3://bucket/prefix, or off; at most 1024 bytes", SettingInfo::Kind::kText},
           [](Settings& s, const std::string& text) -> std::string {
             if (text.size() > kStoreUrlBytesMax) return "is too long";
             if (text != "off") {

@@ -1,0 +1,149 @@
+#include "durable/s3_errors.h"
+
+#include <aws/auth/auth.h>
+#include <aws/common/error.h>
+#include <aws/http/http.h>
+#include <aws/io/io.h>
+#include <aws/s3/s3.h>
+
+#include <algorithm>
+
+#include "durable/s3_xml.h"
+
+namespace sp {
+namespace {
+
+constexpr size_t kCodeBytesMax = 64;
+
+// What a server sent, fit for a log.
+std::string Clean(std::string text) {
+  std::erase_if(text, [](char c) { return !((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.'); });
+  return text.substr(0, kCodeBytesMax);
+}
+
+bool IsAuthFailure(int failure) {
+  return failure >= static_cast<int>(AWS_ERROR_ENUM_BEGIN_RANGE(AWS_C_AUTH_PACKAGE_ID)) &&
+         failure <= static_cast<int>(AWS_ERROR_ENUM_END_RANGE(AWS_C_AUTH_PACKAGE_ID));
+}
+
+// The bytes of the reply contradict what was asked for or what its own header says.
+bool IsWrongContent(int failure) {
+  switch (failure) {
+    case AWS_ERROR_SHORT_BUFFER:
+    case AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER:
+    case AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER:
+    case AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER:
+    case AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER:
+    case AWS_ERROR_S3_RESPONSE_CHECKSUM_MISMATCH:
+    case AWS_ERROR_DEST_COPY_TOO_SMALL:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool IsSkewed(const S3Reply& reply, const std::string& code) {
+  return reply.failure == AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED || code == "RequestTimeTooSkewed";
+}
+
+bool IsExpired(const std::string& code) { return code == "ExpiredToken" || code == "ExpiredTokenException" || code == "TokenRefreshRequired"; }
+
+bool IsElsewhere(const S3Reply& reply, const std::string& code) {
+  return (reply.http_status >= 300 && reply.http_status < 400) || code == "PermanentRedirect" || code == "TemporaryRedirect" ||
+         code == "AuthorizationHeaderMalformed" || code == "IllegalLocationConstraintException";
+}
+
+bool IsThrottling(const S3Reply& reply, const std::string& code) {
+  return reply.http_status == 429 || code == "TooManyRequests" || code == "SlowDown" || code == "ServiceUnavailable" || code == "RequestTimeout" ||
+         code == "InternalError" || code == "OperationAborted";
+}
+
+Status ByHttpStatus(const S3Reply& reply, const std::string& code, const std::string& message) {
+  static constexpr auto kBadBytes = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"};
+  static constexpr auto kFull = {"QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "XMinioStorageFull"};
+  if (std::ranges::find(kBadBytes, code) != kBadBytes.end()) return {StatusCode::kCorrupt, message + ": the store received other bytes than were sealed"};
+  if (std::ranges::find(kFull, code) != kFull.end() || reply.http_status == 507) return {StatusCode::kNoSpace, message};
+  if (IsThrottling(reply, code) || reply.http_status >= 500) return {StatusCode::kUnavailable, message};
+  if (code == "AccessDenied") return {StatusCode::kDenied, message + "; check the credentials and what their policy allows"};
+  switch (reply.http_status) {
+    case 200: return {StatusCode::kUnavailable, message + " inside, so it was not done"};  // F59: S3 asks to try that again.
+    case 401:
+    case 403: return {StatusCode::kDenied, message + "; check the credentials and what their policy allows"};
+    case 404: return {StatusCode::kNotFound, message};
+    case 408: return {StatusCode::kUnavailable, message};
+    case 416: return {StatusCode::kCorrupt, message + ": the object is shorter"};
+    default: return {StatusCode::kInvalidArgument, message};
+  }
+}
+
+}  // namespace
+
+std::string S3ErrorCode(const S3Reply& reply) { return Clean(XmlErrorCode(reply.body)); }
+
+bool S3IsTransient(const S3Reply& reply) {
+  if (!reply.failed()) return false;
+  const std::string code = S3ErrorCode(reply);
+  if (IsSkewed(reply, code) || IsWrongContent(reply.failure) || IsAuthFailure(reply.failure)) return false;
+  switch (reply.failure) {
+    case AWS_ERROR_S3_INVALID_RESPONSE_STATUS:
+    case AWS_ERROR_S3_NON_RECOVERABLE_ASYNC_ERROR:
+      return !IsElsewhere(reply, code) && (IsThrottling(reply, code) || reply.http_status == 408);
+    case AWS_ERROR_INVALID_ARGUMENT:
+    case AWS_ERROR_S3_CANCELED:
+    case AWS_ERROR_OOM:
+      return false;
+    default:
+      return true;
+  }
+}
+
+bool S3MayBeDone(const S3Reply& reply) {
+  if (reply.failure == AWS_ERROR_S3_INVALID_RESPONSE_STATUS) return reply.http_status >= 500;
+  switch (reply.failure) {
+    case 0:
+    case AWS_IO_DNS_QUERY_FAILED:
+    case AWS_IO_DNS_INVALID_NAME:
+    case AWS_IO_DNS_NO_ADDRESS_FOR_HOST:
+    case AWS_IO_SOCKET_CONNECTION_REFUSED:
+    case AWS_IO_SOCKET_NO_ROUTE_TO_HOST:
+    case AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE:
+    case AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED:
+      return false;
+    default:
+      return !IsAuthFailure(reply.failure);
+  }
+}
+
+bool S3WantsNewCredentials(const S3Reply& reply) { return reply.failed() && IsExpired(S3ErrorCode(reply)); }
+
+Status S3Failure(const S3Reply& reply, const std::string& what, const S3Options& options) {
+  const std::string code = S3ErrorCode(reply);
+  std::string message = what + " at " + S3Authority(options) + ": ";
+  if (reply.http_status != 0) message += "HTTP " + std::to_string(reply.http_status) + (code.empty() ? "" : " " + code);
+  else message += aws_error_str(reply.failure);
+  if (const std::string id = Clean(reply.header("x-amz-request-id")); !id.empty()) message += " (request " + id + ")";
+  if (reply.attempts > 1) message += ", after " + std::to_string(reply.attempts) + " attempts";
+
+  if (IsSkewed(reply, code)) {
+    return {StatusCode::kInvalidArgument, message + "; the clocks of this machine and of the store are more than 15 minutes apart: set this one by NTP"};
+  }
+  if (IsExpired(code)) {
+    if (options.credentials) return {StatusCode::kDenied, message + "; the given credentials have expired"};
+    return {StatusCode::kUnavailable, message + "; the credentials have expired and the chain has no newer ones yet"};
+  }
+  if (IsElsewhere(reply, code)) {
+    const std::string region = Clean(reply.header("x-amz-bucket-region"));
+    return {StatusCode::kInvalidArgument, message + "; the bucket is not served here" + (region.empty() ? "" : ", its region is " + region) +
+                                              ": set region and endpoint of the URL (now " + options.region + "). Redirects are not followed"};
+  }
+  if (IsAuthFailure(reply.failure)) return {StatusCode::kUnavailable, message + "; no credentials could be had from the usual AWS places"};
+  if (IsWrongContent(reply.failure)) return {StatusCode::kCorrupt, message + ": the reply is not the range that was asked for"};
+  if (reply.failure == AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE) {
+    return {StatusCode::kUnavailable, message + "; if the certificate is not signed by an authority that the system trusts, name it with ca_file"};
+  }
+  if (reply.failure == AWS_ERROR_INVALID_ARGUMENT) return {StatusCode::kInternal, message};
+  if (reply.http_status == 0) return {StatusCode::kUnavailable, message};
+  return ByHttpStatus(reply, code, message);
+}
+
+}  // namespace sp

@@ -1,0 +1,180 @@
+#include "durable/s3_library.h"
+
+#include <aws/io/channel.h>
+#include <aws/io/channel_bootstrap.h>
+#include <aws/io/event_loop.h>
+#include <aws/io/host_resolver.h>
+#include <aws/io/tls_channel_handler.h>
+
+#include <condition_variable>
+
+namespace sp {
+namespace {
+
+// The library reserves nothing of this here: bodies are memory of the caller. It must only not be smaller than two parts.
+constexpr uint64_t kBufferPoolBytes = uint64_t{12} << 30;
+constexpr size_t kHostsMax = 16;
+constexpr Nanos kRefreshPause = 5 * kNanosPerSecond;
+
+Status Failed(const char* what) { return {StatusCode::kUnavailable, std::string("s3: ") + what + ": " + aws_error_str(aws_last_error())}; }
+
+}  // namespace
+
+struct S3Library::Ended {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int running = 0;
+
+  void Begin() {
+    const std::lock_guard lock(mutex);
+    ++running;
+  }
+  static void End(void* self) {
+    auto* ended = static_cast<Ended*>(self);
+    const std::lock_guard lock(ended->mutex);
+    --ended->running;
+    ended->changed.notify_all();
+  }
+  void WaitUntil(int left) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return running <= left; });
+  }
+};
+
+Result<std::unique_ptr<S3Library>> S3Library::Make(const S3Options& options) {
+  // Never cleaned up: the tables that it fills belong to the process.
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    g_aws_channel_max_fragment_size = options.fragment_bytes;
+    aws_s3_library_init(aws_default_allocator());
+  });
+  std::unique_ptr<S3Library> library(new S3Library());
+  SP_RETURN_IF_ERROR(library->Init(options));
+  return library;
+}
+
+Status S3Library::Init(const S3Options& options) {
+  options_ = options;
+  ended_ = std::make_shared<Ended>();
+  aws_allocator* const allocator = aws_default_allocator();
+  const std::string authority = S3Authority(options);
+  const aws_byte_cursor authority_text = AwsCursor(authority);
+  if (aws_uri_init_parse(&endpoint_, allocator, &authority_text) != AWS_OP_SUCCESS) {
+    return {StatusCode::kInvalidArgument, "s3: '" + authority + "' is no address"};
+  }
+  host_ = AwsText(*aws_uri_authority(&endpoint_));
+
+  const aws_shutdown_callback_options at_end{Ended::End, ended_.get()};
+  aws_event_loop_group_options loop_options{};
+  loop_options.loop_count = static_cast<uint16_t>(options.threads);
+  loop_options.shutdown_options = &at_end;
+  ended_->Begin();
+  loops_ = aws_event_loop_group_new(allocator, &loop_options);
+  if (loops_ == nullptr) {
+    Ended::End(ended_.get());
+    return Failed("no network threads");
+  }
+  aws_host_resolver_default_options resolver_options{};
+  resolver_options.max_entries = kHostsMax;
+  resolver_options.el_group = loops_;
+  resolver_ = aws_host_resolver_new_default(allocator, &resolver_options);
+  aws_client_bootstrap_options bootstrap_options{};
+  bootstrap_options.event_loop_group = loops_;
+  bootstrap_options.host_resolver = resolver_;
+  bootstrap_ = aws_client_bootstrap_new(allocator, &bootstrap_options);
+  if (bootstrap_ == nullptr) return Failed("no connections can be made");
+
+  aws_tls_ctx_options tls_options;
+  aws_tls_ctx_options_init_default_client(&tls_options, allocator);
+  const bool trusted = options.ca_file.empty() ||
+                       aws_tls_ctx_options_override_default_trust_store_from_path(&tls_options, nullptr, options.ca_file.c_str()) == AWS_OP_SUCCESS;
+  if (trusted) tls_ = aws_tls_client_ctx_new(allocator, &tls_options);
+  aws_tls_ctx_options_clean_up(&tls_options);
+  if (tls_ == nullptr) {
+    return {StatusCode::kInvalidArgument, "s3: TLS cannot be set up" + (options.ca_file.empty() ? "" : " with the ca_file '" + options.ca_file + "'") +
+                                              ": " + aws_error_str(aws_last_error())};
+  }
+
+  provider_ = NewProvider();
+  if (provider_ == nullptr) return Failed("no source of credentials");
+
+  aws_tls_connection_options connection_tls{};
+  aws_tls_connection_options_init_from_ctx(&connection_tls, tls_);
+  aws_signing_config_aws signing{};
+  aws_s3_init_default_signing_config(&signing, AwsCursor(options_.region), provider_.get());
+  const proxy_env_var_settings no_proxy{};  // Not from the environment: a proxy meant for pip would carry the checkpoints.
+  aws_s3_client_config config{};
+  config.max_active_connections_override = options.connections_max;
+  config.region = AwsCursor(options_.region);
+  config.client_bootstrap = bootstrap_;
+  config.tls_mode = authority.starts_with("https:") ? AWS_MR_TLS_ENABLED : AWS_MR_TLS_DISABLED;
+  config.tls_connection_options = &connection_tls;
+  config.signing_config = &signing;
+  config.throughput_target_gbps = 10;
+  config.memory_limit_in_bytes = kBufferPoolBytes;
+  config.retry_config.retry_mode = AWS_S3_RETRY_MODE_NONE;
+  config.shutdown_callback = Ended::End;
+  config.shutdown_callback_user_data = ended_.get();
+  config.proxy_ev_settings = &no_proxy;
+  config.connect_timeout_ms = static_cast<uint32_t>(options.connect_timeout / kNanosPerMilli);
+  config.num_file_io_threads = 1;
+  ended_->Begin();
+  client_ = aws_s3_client_new(allocator, &config);
+  aws_tls_connection_options_clean_up(&connection_tls);
+  if (client_ == nullptr) {
+    Ended::End(ended_.get());
+    return Failed("no client");
+  }
+  return {};
+}
+
+S3Library::~S3Library() {
+  // The client first, which uses all others; the threads last, on which all of them end.
+  aws_s3_client_release(client_);
+  provider_.reset();
+  if (ended_ != nullptr && loops_ != nullptr) ended_->WaitUntil(1);
+  aws_client_bootstrap_release(bootstrap_);
+  aws_host_resolver_release(resolver_);
+  aws_tls_ctx_release(tls_);
+  aws_event_loop_group_release(loops_);
+  if (ended_ != nullptr) ended_->WaitUntil(0);
+  aws_uri_clean_up(&endpoint_);
+}
+
+S3Library::Provider S3Library::provider() {
+  const std::lock_guard lock(mutex_);
+  return Provider(aws_credentials_provider_acquire(provider_.get()));
+}
+
+void S3Library::Refresh(const Clock& clock) {
+  if (options_.credentials) return;
+  const std::lock_guard lock(mutex_);
+  if (refreshed_at_ != 0 && clock.Now() - refreshed_at_ < kRefreshPause) return;
+  refreshed_at_ = clock.Now();
+  if (Provider fresh = NewProvider()) provider_ = std::move(fresh);
+}
+
+S3Library::Provider S3Library::NewProvider() {
+  aws_allocator* const allocator = aws_default_allocator();
+  const aws_credentials_provider_shutdown_options at_end{Ended::End, ended_.get()};
+  ended_->Begin();
+  aws_credentials_provider* provider = nullptr;
+  if (options_.credentials) {
+    aws_credentials_provider_static_options given{};
+    given.shutdown_options = at_end;
+    given.access_key_id = AwsCursor(options_.credentials->access_key_id);
+    given.secret_access_key = AwsCursor(options_.credentials->secret_access_key);
+    given.session_token = AwsCursor(options_.credentials->session_token);
+    provider = aws_credentials_provider_new_static(allocator, &given);
+  } else {
+    aws_credentials_provider_chain_default_options chain{};
+    chain.shutdown_options = at_end;
+    chain.bootstrap = bootstrap_;
+    chain.tls_ctx = tls_;
+    provider = aws_credentials_provider_new_chain_default(allocator, &chain);
+  }
+  if (provider == nullptr) Ended::End(ended_.get());
+  return Provider(provider);
+}
+
+}  // namespace sp

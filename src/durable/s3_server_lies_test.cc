@@ -1,0 +1,425 @@
+// S3Store against a server that lies or breaks, by the rows of the fault catalogue (docs/reliability.md), and the conformance suite against its honest
+// self. No test waits for anything but a deadline, and those are short.
+#include "durable/s3_fake_server.h"
+
+#include "durable/object_store_conformance.h"
+#include "durable/s3_store.h"
+#include "os/test_util.h"
+
+namespace sp {
+namespace {
+
+constexpr char kSecret[] = "topsecret", kAccessKey[] = "AKIDEXAMPLE", kToken[] = "token-that-nobody-sees";
+
+class FakePlace final : public ConformancePlace {
+ public:
+  explicit FakePlace(FakeS3Server::Abilities abilities = {}) : server(abilities) {
+    options.bucket = "bucket";
+    options.base = "base";
+    options.endpoint = server.endpoint();
+    options.region = "us-east-1";
+    options.path_style = true;
+    options.part_bytes = 5u << 20;
+    options.credentials = S3Credentials{kAccessKey, kSecret, kToken};
+    options.backoff_min = options.backoff_max = kNanosPerMilli;
+    Open();
+  }
+
+  void Open() { store_ = S3Store::Open(options, clock_).value(); }
+  ObjectStore& store() override { return *store_; }
+  const Clock& clock() override { return clock_; }
+  bool LeaveUnfinishedUpload(const std::string& key) override {
+    server.Answer({.method = "POST", .key = options.base + "/" + key, .query = {{"uploads", ""}}});
+    return true;
+  }
+
+  FakeS3Server server;
+  S3Options options;
+
+ private:
+  SteadyClock clock_;
+  std::unique_ptr<ObjectStore> store_;
+};
+
+StoreFactory FakeFactory(const char* name, FakeS3Server::Abilities abilities) {
+  return {name, [abilities] { return std::make_unique<FakePlace>(abilities); }};
+}
+
+INSTANTIATE_TEST_SUITE_P(FakeS3, ObjectStoreConformance,
+                         testing::Values(FakeFactory("Honest", {}), FakeFactory("WithoutChecksums", {.conditions_on_complete = false, .checksums = false})),
+                         StoreName);
+
+class S3Lies : public testing::Test {
+ protected:
+  S3Lies() : small_(conformance::Bytes(1000)), large_(conformance::Bytes(11 * kBlockBytes + 5)) {}
+
+  ObjectStore& store() { return place_.store(); }
+  FakeS3Server& server() { return place_.server; }
+  void SetLie(FakeS3Server::Lie lie) { server().SetLie(std::move(lie)); }
+  // The first `times` requests for which `applies` get `reply`.
+  void LieTimes(int times, std::function<bool(const FakeRequest&)> applies, FakeReply reply) {
+    SetLie([=, left = times](const FakeRequest& request) mutable -> std::optional<FakeReply> {
+      if (!applies(request) || left == 0) return std::nullopt;
+      --left;
+      return reply;
+    });
+  }
+  Status PutLarge(const CallLimits& limits = {}) { return store().Put("large", conformance::Source(large_), limits); }
+  std::string LargeText() const { return std::string(AsText(large_)); }
+  Nanos Now() { return place_.clock().Now(); }
+
+  static bool Always(const FakeRequest&) { return true; }
+  static bool IsComplete(const FakeRequest& request) { return request.Is("POST", "uploadId"); }
+  static bool IsPart(const FakeRequest& request) { return request.Is("PUT", "partNumber"); }
+
+  static constexpr int kForEver = 1 << 30;
+  FakePlace place_;
+  const std::vector<uint8_t> small_, large_;
+};
+
+TEST_F(S3Lies, F57BurstsOf503AreOutlasted) {
+  LieTimes(3, Always, FakeError(503, "SlowDown"));
+  SP_ASSERT_OK(store().Put("small", conformance::Source(small_), {}));
+  EXPECT_EQ(server().requests(), 4u);
+  LieTimes(4, IsPart, FakeError(500, "InternalError"));
+  SP_ASSERT_OK(PutLarge());
+  EXPECT_TRUE(server().Object("base/large") == LargeText());
+  LieTimes(3, Always, FakeError(503, "ServiceUnavailable"));
+  std::vector<uint8_t> back(large_.size());
+  SP_ASSERT_OK(store().ReadRange("large", 0, back, {}));
+  EXPECT_TRUE(back == large_);
+}
+
+TEST_F(S3Lies, F57ResetsAreOutlasted) {
+  LieTimes(3, Always, {.drop = true});
+  std::vector<uint8_t> back(large_.size());
+  server().SetObject("base/large", LargeText());
+  SP_ASSERT_OK(store().ReadRange("large", 0, back, {}));
+  EXPECT_TRUE(back == large_);
+}
+
+TEST_F(S3Lies, F57AttemptsAreBounded) {
+  LieTimes(kForEver, Always, FakeError(503, "SlowDown"));
+  SP_EXPECT_CODE(kUnavailable, store().Head("small", {}));
+  EXPECT_EQ(server().requests(), place_.options.attempts_max);
+  LieTimes(kForEver, Always, {.drop = true});
+  SP_EXPECT_CODE(kUnavailable, store().Head("small", {}));
+  EXPECT_EQ(server().requests(), 2 * place_.options.attempts_max);
+}
+
+TEST_F(S3Lies, NobodyListensIsUnavailable) {
+  {
+    const FakeS3Server gone;
+    place_.options.endpoint = gone.endpoint();
+  }
+  place_.Open();
+  SP_EXPECT_CODE(kUnavailable, store().Head("small", {}));
+}
+
+TEST_F(S3Lies, F58AHangEndsAtTheDeadlineAndALateSuccessIsFoundByAsking) {
+  SetLie([this](const FakeRequest& request) -> std::optional<FakeReply> {
+    if (request.method != "PUT") return std::nullopt;
+    server().Answer(request);  // It is made, but the reply does not come.
+    return FakeReply{.hang = true};
+  });
+  const Nanos begin = Now();
+  SP_EXPECT_CODE(kDeadline, store().Put("small", conformance::Source(small_), {.deadline = begin + 100 * kNanosPerMilli}));
+  EXPECT_LT(Now() - begin, 3 * kNanosPerSecond);
+  EXPECT_EQ(store().Head("small", {}).value().size_bytes, small_.size());
+  SetLie(nullptr);
+  SP_ASSERT_OK(store().Put("small", conformance::Source(small_), {}));
+}
+
+TEST_F(S3Lies, F58AHangEndsWhenCancelled) {
+  LieTimes(kForEver, IsPart, {.hang = true});
+  std::atomic<bool> cancelled = false;
+  std::thread canceller([&] {
+    while (server().Count("PUT", "partNumber") == 0) std::this_thread::yield();
+    cancelled = true;
+  });
+  SP_EXPECT_CODE(kClosed, PutLarge({.cancelled = &cancelled}));
+  canceller.join();
+  EXPECT_EQ(server().uploads(), 0u);  // Aborted.
+}
+
+TEST_F(S3Lies, F58AHangOfAReadEndsAtTheDeadline) {
+  LieTimes(kForEver, Always, {.hang = true});
+  std::vector<uint8_t> out(10);
+  SP_EXPECT_CODE(kDeadline, store().ReadRange("small", 0, out, {.deadline = Now() + 50 * kNanosPerMilli}));
+}
+
+TEST_F(S3Lies, F59AnErrorInsideA200OfCompleteIsNoSuccess) {
+  for (const std::string white_space : {"", "   \n\n   \n"}) {
+    for (const std::string code : {"AccessDenied", "InternalError", "NoSuchBucket"}) {
+      FakeReply reply = FakeError(200, code);
+      reply.body = white_space + (white_space.empty() ? reply.body : reply.body.substr(reply.body.find("<Error")));
+      LieTimes(kForEver, IsComplete, reply);
+      if (code == "AccessDenied") SP_EXPECT_CODE(kDenied, PutLarge());
+      else SP_EXPECT_CODE(kUnavailable, PutLarge());
+      EXPECT_EQ(server().Object("base/large"), std::nullopt);
+      EXPECT_EQ(server().uploads(), 0u);  // Aborted.
+    }
+  }
+  SetLie(nullptr);
+  SP_ASSERT_OK(PutLarge());
+}
+
+TEST_F(S3Lies, F59A200OfCompleteThatIsCutOffIsNoSuccess) {
+  for (const std::string body : {"", "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag>", "<html>welcome to the proxy</html>", "OK"}) {
+    LieTimes(kForEver, IsComplete, {.body = body});
+    SP_EXPECT_CODE(kUnavailable, PutLarge());
+    EXPECT_EQ(server().Object("base/large"), std::nullopt) << body;
+  }
+}
+
+TEST_F(S3Lies, F59WhiteSpaceBeforeTheAnswerIsNoError) {
+  SetLie([this](const FakeRequest& request) -> std::optional<FakeReply> {
+    if (!IsComplete(request)) return std::nullopt;
+    FakeReply reply = server().Answer(request);
+    reply.body = "\n\n    \n" + reply.body;
+    return reply;
+  });
+  SP_ASSERT_OK(PutLarge());
+}
+
+TEST_F(S3Lies, F60ALostReplyToCompleteIsLookedUp) {
+  SetLie([this, lost = false](const FakeRequest& request) mutable -> std::optional<FakeReply> {
+    if (!IsComplete(request) || lost) return std::nullopt;
+    lost = true;
+    server().Answer(request);
+    return FakeReply{.drop = true};
+  });
+  SP_ASSERT_OK(PutLarge());
+  EXPECT_EQ(server().Count("POST", "uploadId"), 2u);  // The second got NoSuchUpload.
+  EXPECT_TRUE(server().Object("base/large") == LargeText());
+}
+
+TEST_F(S3Lies, F60WhatIsLookedUpMustBeTheObject) {
+  std::string other = LargeText();
+  for (int round = 0; round < 2; ++round) {
+    if (round == 0) other.back() ^= 1;  // The same length, another checksum.
+    else other.pop_back();
+    SetLie([&](const FakeRequest& request) -> std::optional<FakeReply> {
+      if (!IsComplete(request)) return std::nullopt;
+      server().SetObject("base/large", other);
+      return FakeError(404, "NoSuchUpload");
+    });
+    SP_EXPECT_CODE(kCorrupt, PutLarge());
+    SP_ASSERT_OK(store().Delete("large", {}));
+  }
+}
+
+TEST_F(S3Lies, F60ALostReplyToCreateIsNotCalledALoss) {
+  SetLie([this, lost = false](const FakeRequest& request) mutable -> std::optional<FakeReply> {
+    if (lost) return std::nullopt;
+    lost = true;
+    server().Answer(request);
+    return FakeReply{.drop = true};
+  });
+  SP_EXPECT_CODE(kUnavailable, store().Create("manifest.json", small_, {}));
+  EXPECT_TRUE(server().Object("base/manifest.json") == std::string(AsText(small_)));
+}
+
+TEST_F(S3Lies, F62AnUploadThatSomebodyAbortedIsUnavailable) {
+  LieTimes(1, IsPart, FakeError(404, "NoSuchUpload"));
+  SP_EXPECT_CODE(kUnavailable, PutLarge());
+  SP_ASSERT_OK(PutLarge());
+}
+
+TEST_F(S3Lies, F63GivenCredentialsThatExpiredAreDenied) {
+  LieTimes(kForEver, Always, FakeError(400, "ExpiredToken"));
+  SP_EXPECT_CODE(kDenied, store().Head("small", {}).has_value() ? Status() : store().List("", "", {}).error());
+  EXPECT_LE(server().requests(), 2u);
+}
+
+// The chain is asked anew when the store calls what it gave expired, past its cache.
+TEST_F(S3Lies, F63CredentialsOfTheChainAreReadAgainWhenTheyExpired) {
+  ::setenv("AWS_ACCESS_KEY_ID", "FIRST", 1);
+  ::setenv("AWS_SECRET_ACCESS_KEY", kSecret, 1);
+  place_.options.credentials.reset();
+  place_.Open();
+  SP_ASSERT_OK(store().Put("small", conformance::Source(small_), {}));
+  SetLie([](const FakeRequest& request) -> std::optional<FakeReply> {
+    if (request.headers.at("authorization").find("Credential=SECOND/") != std::string::npos) return std::nullopt;
+    return FakeError(400, "ExpiredToken");
+  });
+  ::setenv("AWS_ACCESS_KEY_ID", "SECOND", 1);
+  const auto listed = store().List("", "", {});
+  SP_ASSERT_OK(listed);
+  EXPECT_EQ(listed->objects.size(), 1u);
+  // Without newer ones it is a matter of waiting.
+  SetLie([](const FakeRequest&) { return FakeError(400, "ExpiredToken"); });
+  SP_EXPECT_CODE(kUnavailable, store().List("", "", {}));
+  ::unsetenv("AWS_ACCESS_KEY_ID");
+  ::unsetenv("AWS_SECRET_ACCESS_KEY");
+}
+
+TEST_F(S3Lies, F64A403IsDeniedAtOnceAndTellsNoSecret) {
+  for (const std::string code : {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}) {
+    const size_t before = server().requests();
+    LieTimes(kForEver, Always, FakeError(403, code));
+    const Status put = store().Put("small", conformance::Source(small_), {});
+    SP_EXPECT_CODE(kDenied, put);
+    EXPECT_EQ(server().requests(), before + 1);
+    EXPECT_NE(put.message().find(code), std::string::npos) << put.message();
+    EXPECT_NE(put.message().find("s3://bucket/base/small"), std::string::npos) << put.message();
+    for (const char* secret : {kSecret, kAccessKey, kToken}) EXPECT_EQ(put.message().find(secret), std::string::npos) << put.message();
+  }
+  EXPECT_EQ(store().url().find(kAccessKey), std::string::npos);
+}
+
+TEST_F(S3Lies, F65ARedirectIsNeverFollowed) {
+  const FakeS3Server elsewhere;
+  for (const unsigned status : {301u, 302u, 307u, 308u}) {
+    FakeReply reply = FakeError(status, "PermanentRedirect");
+    reply.headers = {{"location", elsewhere.endpoint() + "/bucket/base/small"}, {"x-amz-bucket-region", "eu-central-1"}};
+    LieTimes(kForEver, Always, reply);
+    const Status put = store().Put("small", conformance::Source(small_), {});
+    SP_EXPECT_CODE(kInvalidArgument, put);
+    EXPECT_NE(put.message().find("eu-central-1"), std::string::npos) << put.message();
+    std::vector<uint8_t> out(10);
+    SP_EXPECT_CODE(kInvalidArgument, store().ReadRange("small", 0, out, {}));
+    SP_EXPECT_CODE(kInvalidArgument, store().Head("small", {}));
+  }
+  EXPECT_EQ(elsewhere.requests(), 0u);
+}
+
+TEST_F(S3Lies, F65AWrongRegionAndASkewedClockAreTold) {
+  FakeReply reply = FakeError(400, "AuthorizationHeaderMalformed");
+  LieTimes(kForEver, Always, reply);
+  const Status region = store().Put("small", conformance::Source(small_), {});
+  SP_EXPECT_CODE(kInvalidArgument, region);
+  EXPECT_NE(region.message().find("region"), std::string::npos);
+  LieTimes(kForEver, Always, FakeError(403, "RequestTimeTooSkewed"));
+  const Status clock = store().Put("small", conformance::Source(small_), {});
+  SP_EXPECT_CODE(kInvalidArgument, clock);
+  EXPECT_NE(clock.message().find("clock"), std::string::npos);
+}
+
+TEST_F(S3Lies, F66ABodyThatIsCutOffIsNeverTakenForWhole) {
+  server().SetObject("base/large", LargeText());
+  const auto cut = [this](int times) {
+    SetLie([this, left = times](const FakeRequest& request) mutable -> std::optional<FakeReply> {
+      if (!request.Is("GET") || left-- <= 0) return std::nullopt;
+      FakeReply reply = server().Answer(request);
+      reply.missing_bytes = 100;
+      return reply;
+    });
+  };
+  std::vector<uint8_t> back(large_.size());
+  cut(2);
+  SP_ASSERT_OK(store().ReadRange("large", 0, back, {}));
+  EXPECT_TRUE(back == large_);
+  cut(kForEver);
+  SP_EXPECT_CODE(kUnavailable, store().ReadRange("large", 0, back, {}));
+}
+
+TEST_F(S3Lies, F66AnObjectThatShrankIsCorrupt) {
+  server().SetObject("base/large", LargeText().substr(0, large_.size() - 1));
+  std::vector<uint8_t> back(large_.size());
+  SP_EXPECT_CODE(kCorrupt, store().ReadRange("large", 0, back, {}));
+  server().SetObject("base/large", LargeText().substr(0, 10));
+  SP_EXPECT_CODE(kCorrupt, store().ReadRange("large", 0, back, {}));
+}
+
+TEST_F(S3Lies, F66AReplyOfOtherBytesThanAskedForIsCorrupt) {
+  server().SetObject("base/large", LargeText());
+  std::vector<uint8_t> back(1000);
+  const auto other_range = [this](const char* range) {
+    SetLie([this, range](const FakeRequest& request) -> std::optional<FakeReply> {
+      FakeRequest other = request;
+      other.headers["range"] = range;
+      return server().Answer(other);
+    });
+  };
+  other_range("bytes=0-999");
+  SP_EXPECT_CODE(kCorrupt, store().ReadRange("large", 5000, back, {}));
+  other_range("bytes=5000-6100");
+  SP_EXPECT_CODE(kCorrupt, store().ReadRange("large", 5000, back, {}));
+  // A server that does not know ranges sends everything, which must not run over the end of the caller's memory.
+  other_range("");
+  EXPECT_FALSE(store().ReadRange("large", 0, back, {}).ok());
+}
+
+TEST_F(S3Lies, F66AFlippedBitIsFoundByWhoeverVerifies) {
+  SP_ASSERT_OK(PutLarge());
+  std::string flipped = LargeText();
+  flipped[3 * kBlockBytes + 1] ^= 4;
+  server().SetObject("base/large", flipped);
+  SP_EXPECT_CODE(kCorrupt, VerifyObject(store(), "large", large_.size(), conformance::BlockCrcs(large_), {}));
+}
+
+TEST_F(S3Lies, F66AStoreThatSaysItHasOtherBytesIsBelieved) {
+  SetLie([this](const FakeRequest& request) -> std::optional<FakeReply> {
+    if (!IsPart(request)) return std::nullopt;
+    FakeReply reply = server().Answer(request);
+    reply.headers["x-amz-checksum-crc32c"] = "AAAAAA==";
+    return reply;
+  });
+  SP_EXPECT_CODE(kCorrupt, PutLarge());
+  EXPECT_EQ(server().uploads(), 0u);
+}
+
+// I-23: the checksums of parts and objects come from the seal, so the store notices memory that changed since.
+TEST_F(S3Lies, MemoryThatChangedSinceItsSealIsRefusedByTheStore) {
+  std::vector<uint8_t> changed = large_;
+  changed[9 * kBlockBytes] ^= 1;
+  SP_EXPECT_CODE(kCorrupt, store().Put("large", {{changed}, conformance::BlockCrcs(large_)}, {}));
+  EXPECT_EQ(server().uploads(), 0u);
+  EXPECT_EQ(server().Object("base/large"), std::nullopt);
+}
+
+TEST_F(S3Lies, F67AListThatIsCutOffOrNoListIsUnavailable) {
+  for (const std::string body : {"", "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>", "<ListBucketResult><Contents>", "{}"}) {
+    LieTimes(kForEver, Always, {.body = body});
+    SP_EXPECT_CODE(kUnavailable, store().List("", "", {}));
+    SP_EXPECT_CODE(kUnavailable, store().ListUploads("", {}));
+  }
+}
+
+TEST_F(S3Lies, F67AnEndlessListOfUploadsEnds) {
+  LieTimes(kForEver, Always,
+           {.body = "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>k</NextKeyMarker></ListMultipartUploadsResult>"});
+  SP_EXPECT_CODE(kUnavailable, store().ListUploads("", {}));
+}
+
+TEST_F(S3Lies, KeysOfOthersAreLeftOut) {
+  for (const char* key : {"base/mine", "base2/other", "other", "base/with space", "base/"}) server().SetObject(key, "x");
+  const auto page = store().List("", "", {});
+  SP_ASSERT_OK(page);
+  ASSERT_EQ(page->objects.size(), 1u);
+  EXPECT_EQ(page->objects[0].key, "mine");
+  EXPECT_EQ(page->objects[0].modified_unix_s, 1795766400);
+}
+
+TEST_F(S3Lies, F69ARacingUploadIsLeftAsItIs) {
+  SetLie([this](const FakeRequest& request) -> std::optional<FakeReply> {
+    if (IsComplete(request)) server().SetObject("base/large", LargeText());
+    return std::nullopt;
+  });
+  SP_ASSERT_OK(PutLarge());
+  EXPECT_EQ(server().uploads(), 0u);
+}
+
+TEST_F(S3Lies, AFullStoreIsNoSpace) {
+  LieTimes(kForEver, Always, FakeError(403, "QuotaExceeded"));
+  SP_EXPECT_CODE(kNoSpace, store().Put("small", conformance::Source(small_), {}));
+  LieTimes(kForEver, Always, FakeError(507, "XMinioStorageFull"));
+  SP_EXPECT_CODE(kNoSpace, store().Put("small", conformance::Source(small_), {}));
+}
+
+TEST(S3Probe, FindsOutWhatTheStoreIgnores) {
+  for (const bool conditions : {false, true}) {
+    for (const bool checksums : {false, true}) {
+      FakePlace place({.conditions = conditions, .checksums = checksums});
+      const auto abilities = place.store().Probe({});
+      SP_ASSERT_OK(abilities);
+      EXPECT_EQ(abilities->conditional_create, conditions);
+      EXPECT_EQ(abilities->verifies_checksums, checksums);
+      EXPECT_EQ(place.store().List("", "", {}).value().objects.size(), 0u);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sp
