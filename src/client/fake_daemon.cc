@@ -298,7 +298,8 @@ FakeDaemon::Answer FakeDaemon::Model(const Frame& f) {
     case MessageType::kRenew:
     case MessageType::kUnpin:
     case MessageType::kPinStep:
-    case MessageType::kBye: return reply(Empty{});
+    case MessageType::kBye:
+    case MessageType::kMakeDurable: return reply(Empty{});
   }
   return Refuse(f, StatusCode::kInternal, "not in the model");
 }

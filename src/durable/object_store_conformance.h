@@ -385,9 +385,9 @@ TEST_P(ObjectStoreConformance, ACallAfterItsDeadlineDoesNothing) {
 TEST_P(ObjectStoreConformance, MemoryThatDoesNotMatchItsSealIsFound) {
   SP_ASSERT_OK_AND_ASSIGN(const StoreAbilities abilities, store().Probe({}));
   std::vector<uint8_t> content = conformance::Bytes(3 * kBlockBytes + 100);
-  const std::vector<uint32_t> sealed = conformance::BlockCrcs(content);
+  const std::vector<uint32_t> sealed = PutSource::OfMemory(content).block_crcs;
   content[kBlockBytes + 7] ^= 0x10;
-  const Status put = store().Put("key", {{content}, sealed}, {});
+  const Status put = store().Put("key", PutSource::OfMemory(content, sealed), {});
   if (abilities.verifies_checksums) {
     EXPECT_EQ(put.code(), StatusCode::kCorrupt) << put.ToString();
     ExpectNothing("key");

@@ -64,7 +64,7 @@ class S3Lies : public testing::Test {
       return reply;
     });
   }
-  Status PutLarge(const CallLimits& limits = {}) { return store().Put("large", conformance::Source(large_), limits); }
+  Status PutLarge(const CallLimits& limits = {}) { return store().Put("large", PutSource::OfMemory(large_), limits); }
   std::string LargeText() const { return std::string(AsText(large_)); }
   Nanos Now() { return place_.clock().Now(); }
 
@@ -79,7 +79,7 @@ class S3Lies : public testing::Test {
 
 TEST_F(S3Lies, F57BurstsOf503AreOutlasted) {
   LieTimes(3, Always, FakeError(503, "SlowDown"));
-  SP_ASSERT_OK(store().Put("small", conformance::Source(small_), {}));
+  SP_ASSERT_OK(store().Put("small", PutSource::OfMemory(small_), {}));
   EXPECT_EQ(server().requests(), 4u);
   LieTimes(4, IsPart, FakeError(500, "InternalError"));
   SP_ASSERT_OK(PutLarge());
@@ -123,11 +123,11 @@ TEST_F(S3Lies, F58AHangEndsAtTheDeadlineAndALateSuccessIsFoundByAsking) {
     return FakeReply{.hang = true};
   });
   const Nanos begin = Now();
-  SP_EXPECT_CODE(kDeadline, store().Put("small", conformance::Source(small_), {.deadline = begin + 100 * kNanosPerMilli}));
+  SP_EXPECT_CODE(kDeadline, store().Put("small", PutSource::OfMemory(small_), {.deadline = begin + 100 * kNanosPerMilli}));
   EXPECT_LT(Now() - begin, 3 * kNanosPerSecond);
   EXPECT_EQ(store().Head("small", {}).value().size_bytes, small_.size());
   SetLie(nullptr);
-  SP_ASSERT_OK(store().Put("small", conformance::Source(small_), {}));
+  SP_ASSERT_OK(store().Put("small", PutSource::OfMemory(small_), {}));
 }
 
 TEST_F(S3Lies, F58AHangEndsWhenCancelled) {
@@ -238,7 +238,7 @@ TEST_F(S3Lies, F63CredentialsOfTheChainAreReadAgainWhenTheyExpired) {
   ::setenv("AWS_SECRET_ACCESS_KEY", kSecret, 1);
   place_.options.credentials.reset();
   place_.Open();
-  SP_ASSERT_OK(store().Put("small", conformance::Source(small_), {}));
+  SP_ASSERT_OK(store().Put("small", PutSource::OfMemory(small_), {}));
   SetLie([](const FakeRequest& request) -> std::optional<FakeReply> {
     if (request.headers.at("authorization").find("Credential=SECOND/") != std::string::npos) return std::nullopt;
     return FakeError(400, "ExpiredToken");
@@ -258,7 +258,7 @@ TEST_F(S3Lies, F64A403IsDeniedAtOnceAndTellsNoSecret) {
   for (const std::string code : {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}) {
     const size_t before = server().requests();
     LieTimes(kForEver, Always, FakeError(403, code));
-    const Status put = store().Put("small", conformance::Source(small_), {});
+    const Status put = store().Put("small", PutSource::OfMemory(small_), {});
     SP_EXPECT_CODE(kDenied, put);
     EXPECT_EQ(server().requests(), before + 1);
     EXPECT_NE(put.message().find(code), std::string::npos) << put.message();
@@ -274,7 +274,7 @@ TEST_F(S3Lies, F65ARedirectIsNeverFollowed) {
     FakeReply reply = FakeError(status, "PermanentRedirect");
     reply.headers = {{"location", elsewhere.endpoint() + "/bucket/base/small"}, {"x-amz-bucket-region", "eu-central-1"}};
     LieTimes(kForEver, Always, reply);
-    const Status put = store().Put("small", conformance::Source(small_), {});
+    const Status put = store().Put("small", PutSource::OfMemory(small_), {});
     SP_EXPECT_CODE(kInvalidArgument, put);
     EXPECT_NE(put.message().find("eu-central-1"), std::string::npos) << put.message();
     std::vector<uint8_t> out(10);
@@ -287,11 +287,11 @@ TEST_F(S3Lies, F65ARedirectIsNeverFollowed) {
 TEST_F(S3Lies, F65AWrongRegionAndASkewedClockAreTold) {
   FakeReply reply = FakeError(400, "AuthorizationHeaderMalformed");
   LieTimes(kForEver, Always, reply);
-  const Status region = store().Put("small", conformance::Source(small_), {});
+  const Status region = store().Put("small", PutSource::OfMemory(small_), {});
   SP_EXPECT_CODE(kInvalidArgument, region);
   EXPECT_NE(region.message().find("region"), std::string::npos);
   LieTimes(kForEver, Always, FakeError(403, "RequestTimeTooSkewed"));
-  const Status clock = store().Put("small", conformance::Source(small_), {});
+  const Status clock = store().Put("small", PutSource::OfMemory(small_), {});
   SP_EXPECT_CODE(kInvalidArgument, clock);
   EXPECT_NE(clock.message().find("clock"), std::string::npos);
 }
@@ -346,7 +346,7 @@ TEST_F(S3Lies, F66AFlippedBitIsFoundByWhoeverVerifies) {
   std::string flipped = LargeText();
   flipped[3 * kBlockBytes + 1] ^= 4;
   server().SetObject("base/large", flipped);
-  SP_EXPECT_CODE(kCorrupt, VerifyObject(store(), "large", large_.size(), conformance::BlockCrcs(large_), {}));
+  SP_EXPECT_CODE(kCorrupt, VerifyObject(store(), "large", large_.size(), PutSource::OfMemory(large_).block_crcs, {}));
 }
 
 TEST_F(S3Lies, F66AStoreThatSaysItHasOtherBytesIsBelieved) {
@@ -364,7 +364,7 @@ TEST_F(S3Lies, F66AStoreThatSaysItHasOtherBytesIsBelieved) {
 TEST_F(S3Lies, MemoryThatChangedSinceItsSealIsRefusedByTheStore) {
   std::vector<uint8_t> changed = large_;
   changed[9 * kBlockBytes] ^= 1;
-  SP_EXPECT_CODE(kCorrupt, store().Put("large", {{changed}, conformance::BlockCrcs(large_)}, {}));
+  SP_EXPECT_CODE(kCorrupt, store().Put("large", PutSource::OfMemory(changed, PutSource::OfMemory(large_).block_crcs), {}));
   EXPECT_EQ(server().uploads(), 0u);
   EXPECT_EQ(server().Object("base/large"), std::nullopt);
 }
@@ -403,9 +403,9 @@ TEST_F(S3Lies, F69ARacingUploadIsLeftAsItIs) {
 
 TEST_F(S3Lies, AFullStoreIsNoSpace) {
   LieTimes(kForEver, Always, FakeError(403, "QuotaExceeded"));
-  SP_EXPECT_CODE(kNoSpace, store().Put("small", conformance::Source(small_), {}));
+  SP_EXPECT_CODE(kNoSpace, store().Put("small", PutSource::OfMemory(small_), {}));
   LieTimes(kForEver, Always, FakeError(507, "XMinioStorageFull"));
-  SP_EXPECT_CODE(kNoSpace, store().Put("small", conformance::Source(small_), {}));
+  SP_EXPECT_CODE(kNoSpace, store().Put("small", PutSource::OfMemory(small_), {}));
 }
 
 TEST(S3Probe, FindsOutWhatTheStoreIgnores) {

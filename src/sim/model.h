@@ -88,6 +88,11 @@ class Model {
   void On(const ledger::Quarantine& e);
   void On(const ledger::OperatorPin& e);
   void On(const ledger::ReadPin& e);
+  // The simulated node has no durable tier.
+  void On(const ledger::DurableWish&) { Require(false, "I-23: a wish for a tier that is not there was accepted"); }
+  void On(const ledger::StoredShard&) { Require(false, "I-23: a shard in a store that is not there"); }
+  void On(const ledger::StoredManifest&) { Require(false, "I-23: a step in a store that is not there"); }
+  void On(const ledger::Evicted&) { Require(false, "I-14: a step was evicted to a store that is not there"); }
 
   uint32_t retain_;
   Nanos now_ = 0, pin_ns_ = 0;

@@ -160,6 +160,7 @@ void World::Forge(size_t p, uint32_t arg) {
       frame.body = Encode(PinStepRequest{ns.ns, attempt, choose.Below(2) == 1});
       break;
     }
+    case MessageType::kMakeDurable: frame.body = Encode(MakeDurableRequest{ns.ns, choose.KeyOf(model_.attempts())}); break;
     case MessageType::kStatus: frame.body = Encode(Empty{}); break;
     case MessageType::kBye: return SayGoodbye(p);
   }
