@@ -218,7 +218,7 @@ def _first(found: Results) -> list[Row]:
             "1.5x",
             _ELSEWHERE["first"],
         )
-        for system, title in (("safepoint", "size_hint given"), ("safepoint.dcp", "safepoint.dcp"))
+        for system, title in (("safepoint", "size_hint given"), ("safepoint.dcp", "safepoint.dcp, size_hint given"))
         for scenario in ("large", "small")
     ]
 
