@@ -164,6 +164,8 @@ def _training(found: Results) -> list[Row]:
                 noise = entry["loops"][loop]["noise_seconds"]["median"]
                 limit = 10e-3 if loop == "python" else entry["memcpy"]
                 text = f"{milliseconds(lost)}, noise {1e3 * noise:.0f} ms"
+                if stood := entry["loops"][loop].get("stood_seconds"):  # Results of an older benchmark have none.
+                    text += f", stood still {1e3 * stood['median']:.0f} ms"
                 error = noise / 2  # Of a median over some six pairs, each as uncertain as the noise.
                 if abs(lost["median"] - limit) < error:
                     return text + ": undecided", None
@@ -218,7 +220,7 @@ def _first(found: Results) -> list[Row]:
             "1.5x",
             _ELSEWHERE["first"],
         )
-        for system, title in (("safepoint", "size_hint given"), ("safepoint.dcp", "safepoint.dcp"))
+        for system, title in (("safepoint", "size_hint given"), ("safepoint.dcp", "safepoint.dcp, size_hint given"))
         for scenario in ("large", "small")
     ]
 

@@ -128,7 +128,7 @@ class OwnDcp(_Safepoint):
     def prepare(self, state: State) -> None:
         from safepoint import dcp
 
-        self._writer = dcp.Writer(self.place.run)
+        self._writer = dcp.Writer(self.place.run, size_hint=self.place.bytes)
 
     def save(self, step: int, state: State) -> Any:
         from safepoint import dcp

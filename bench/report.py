@@ -92,17 +92,21 @@ def training(results: dict[str, Any]) -> Sheet:
     rows = []
     for entry in results["training"]:
         if "error" in entry:
-            rows.append(
-                [entry["system"], "failed: " + entry["error"].strip().splitlines()[-1][:160], "–", "–", "–", "–"]
-            )
+            failed = "failed: " + entry["error"].strip().splitlines()[-1][:160]
+            rows.append([entry["system"], failed, *["–"] * 6])
             continue
         loops = entry["loops"]
         row = [entry["title"]]
         for name in ("python", "matmul"):
             noise = 1e3 * loops[name]["noise_seconds"]["median"]
-            row += [milliseconds(loops[name]["lost_seconds"]), f"{noise:.0f} ms"]
+            stood = loops[name].get("stood_seconds")  # Results of an older benchmark have none.
+            row += [milliseconds(loops[name]["lost_seconds"]), f"{1e3 * stood['median']:.0f} ms" if stood else "–"]
+            row.append(f"{noise:.0f} ms")
         rows.append([*row, f"{1e3 * entry['memcpy']:.0f} ms"])
-    columns = ["system", "Python-heavy loop", "its noise", "matmul on all cores", "its noise", "memcpy"]
+    columns = ["system"]
+    for loop in ("Python-heavy loop", "matmul on all cores"):
+        columns += [loop, "stood still", "its noise"]
+    columns.append("memcpy")
     return Sheet("Training time lost per save", columns, rows)
 
 

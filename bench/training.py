@@ -23,7 +23,12 @@ def measure(system: str, scale: float, pairs: int, segment: float) -> dict[str, 
         return result
     result["memcpy"] = told["memcpy"]
     result["loops"] = {
-        name: {**loop, "lost_seconds": spread(loop["lost"]), "noise_seconds": spread([abs(n) for n in loop["noise"]])}
+        name: {
+            **loop,
+            "lost_seconds": spread(loop["lost"]),
+            "stood_seconds": spread(loop["stood"]),
+            "noise_seconds": spread([abs(n) for n in loop["noise"]]),
+        }
         for name, loop in told["loops"].items()
     }
     return result

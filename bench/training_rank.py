@@ -42,8 +42,9 @@ class Loop:
             self._step(None)
         return time.perf_counter() - began
 
-    def steps_with_save(self, count: int, number: int) -> tuple[float, int]:
-        """Seconds and steps: `count`, and more until the save has reached memory.
+    def steps_with_save(self, count: int, number: int) -> tuple[float, int, float]:
+        """Seconds and steps: `count`, and more until the save has reached memory. And how many of the seconds the loop
+        stood still: in `save`, and where the optimizer waits.
 
         The optimizer waits until the saved tensors could change, as it would if they were its own.
         """
@@ -58,9 +59,10 @@ class Loop:
 
         began = time.perf_counter()
         handle = system.save(number, self._state)
+        stood = time.perf_counter() - began
         waiter = threading.Thread(target=finish, args=(handle,))
         waiter.start()
-        self._step(handle)
+        stood += self._step(handle)
         done = 1
         while done < count or waiter.is_alive():
             self._step(None)
@@ -70,14 +72,18 @@ class Loop:
         if errors:
             raise errors[0]
         system.drop(number)
-        return took, done
+        return took, done, stood
 
-    def _step(self, handle: Any) -> None:
+    def _step(self, handle: Any) -> float:
+        """Seconds that the optimizer waited for the save."""
         self._optimizer.zero_grad()
         self._model(self._input).square().mean().backward()
+        began = time.perf_counter()
         if handle is not None:
             self._rank.system.wait_safe(handle)
+        waited = time.perf_counter() - began
         self._optimizer.step()
+        return waited
 
 
 def run(rank: Rank) -> None:
@@ -96,13 +102,14 @@ def run(rank: Rank) -> None:
             loop.steps_with_save(1, number)
         count = max(5, round(config["segment"] / (loop.steps(20) / 20)))
         base = [loop.steps(count) / count]
-        lost = []
+        lost, stood = [], []
         for _ in range(config["pairs"]):
             number += 1
-            took, done = loop.steps_with_save(count, number)
+            took, done, still = loop.steps_with_save(count, number)
             base.append(loop.steps(count) / count)
+            stood.append(still)
             lost.append(took - done * (base[-2] + base[-1]) / 2)
         # What the same arithmetic says about segments without any save: how far one figure can be trusted.
         noise = [count * (b - (a + c) / 2) for a, b, c in zip(base, base[1:], base[2:], strict=False)]
-        loops[name] = {"lost": lost, "noise": noise, "step": statistics.median(base), "steps": count}
+        loops[name] = {"lost": lost, "stood": stood, "noise": noise, "step": statistics.median(base), "steps": count}
     rank.tell("trained", {"memcpy": memcpy, "loops": loops})

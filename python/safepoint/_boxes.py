@@ -72,8 +72,9 @@ def parts_of(value: Any) -> Parts:
     """
     if _torch.is_dtensor(value) and not _torch.has_chunk_list(local := _torch.local_tensor(value)):
         boxes = _dtensor_boxes_of(value, local)
-        if isinstance(boxes, str) or (len(boxes) == 1 and boxes[0].start is None):
+        if _is_whole(boxes):
             return [local], boxes
+        assert not isinstance(boxes, str)
         return [narrowed(local, box) for box in boxes], boxes
     if type(value) is Chunks:
         whole, chunks = value.shape, value.chunks
@@ -94,16 +95,38 @@ def narrowed(local: torch.Tensor, box: Box) -> torch.Tensor:
     return local
 
 
+def known_parts(value: Any) -> Parts | None:
+    """`parts_of` a DTensor whose description was seen before and has one part, as nearly all have. It is asked for each
+    of thousands in every save, so it looks at as little as decides it.
+    """
+    if type(value) not in _classes:
+        return None
+    spec, local = _torch.dtensor_parts(value)
+    found = _specs.get(id(spec))
+    if found is None:
+        return None
+    known, placements, shape, boxes, whole = found
+    if not whole or known is not spec or placements is not spec.placements or shape != local.shape:
+        return None
+    return ([local], boxes) if type(local) is torch.Tensor else None
+
+
 # Made once per layout, and mostly found by the identity of torch's description of it: a save has thousands of tensors.
 _KEPT = 1 << 16
 _layouts: dict[_torch.DTensorLayout, tuple[Box, ...] | str] = {}
-_specs: dict[
-    int, tuple[Any, Any, torch.Size, tuple[Box, ...] | str]
-] = {}  # Holds the description, so that its id stays.
+# By the id of the description, which is held, so that its id stays: description, its placements, local shape, boxes,
+# and whether the local tensor is their only part.
+_specs: dict[int, tuple[Any, Any, torch.Size, tuple[Box, ...] | str, bool]] = {}
+_classes: set[type] = set()  # Of the DTensors that were met: DTensor.
+
+
+def _is_whole(boxes: tuple[Box, ...] | str) -> bool:
+    """Whether the local tensor as it is stands for all of them; without boxes it does."""
+    return isinstance(boxes, str) or (len(boxes) == 1 and boxes[0].start is None)
 
 
 def _dtensor_boxes_of(value: Any, local: torch.Tensor) -> tuple[Box, ...] | str:
-    spec = _torch.dtensor_spec(value)
+    spec, _ = _torch.dtensor_parts(value)
     found = _specs.get(id(spec))
     if found is not None and found[0] is spec and found[1] is spec.placements and found[2] == local.shape:
         return found[3]
@@ -114,7 +137,8 @@ def _dtensor_boxes_of(value: Any, local: torch.Tensor) -> tuple[Box, ...] | str:
             kept.clear()
     if boxes is None:
         boxes = _layouts[layout] = _make_boxes(layout)
-    _specs[id(spec)] = (spec, spec.placements, local.shape, boxes)
+    _classes.add(type(value))
+    _specs[id(spec)] = (spec, spec.placements, local.shape, boxes, _is_whole(boxes))
     return boxes
 
 

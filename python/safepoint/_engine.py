@@ -27,7 +27,7 @@ from safepoint._walk import Addresses, walk
 from safepoint.errors import Closed, InvalidArgument, NoSpace, NotFound, SafepointError, Unavailable
 
 if TYPE_CHECKING:
-    from safepoint._core import Lease, ReadPin
+    from safepoint._core import AttemptInfo, Lease, ReadPin
 
 _log = logging.getLogger("safepoint")
 
@@ -105,7 +105,7 @@ class Engine:
         self._nonce = b""  # Of the generation.
         self._rollbacks = 0  # When it was opened.
         self._in_flight: list[Save] = []
-        self._prepared = False
+        self._ahead: int | None = None  # Saves after which memory is still made for the next one; None: not known yet.
         self._preparing: threading.Thread | None = None
         self._mappings: set[int] = set()  # Numbers of those that are registered with CUDA.
         self.client = _connect.open_client(f"checkpointer {namespace}"[:100], deadline=CALL_SECONDS)
@@ -118,9 +118,14 @@ class Engine:
         return _launch.identify(*self._given)
 
     def prepare(self, size_hint: int) -> None:
-        """Makes memory ready for saves of so many bytes, instead of in the first one."""
-        self._prepared = True
-        self.prepare_slots(size_hint + _SLOT_SLACK, self.client.daemon.retain + 1)
+        """Makes memory ready for saves of so many bytes, instead of in the first ones. Once, and before the first save;
+        later it has no effect.
+        """
+        with self.lock:
+            if self._ahead is not None:
+                return
+            self._ahead = 0
+            self._make_slots(size_hint + _SLOT_SLACK, None)
 
     # --- saving
 
@@ -196,12 +201,15 @@ class Engine:
                 abort(f"rank {rank}: interrupted by {type(error).__name__}")
                 raise
         with self.lock:
-            if not self._prepared and not self.closed:
-                # Only now, so that the copy need not share the machine with it. Not a daemon thread: the interpreter
-                # must not end under a call into the extension.
-                self._prepared = True
+            if self._ahead is None:
+                self._ahead = self.client.daemon.retain
+            if self._ahead > 0 and self._preparing is None and not self.closed:
+                # Only now, so that the copy need not share the machine with it; and one slot at a time, because the
+                # next save may come before it is made, and waits. Not a daemon thread: the interpreter must not end
+                # under a call into the extension.
+                self._ahead -= 1
                 self._preparing = threading.Thread(
-                    target=self.prepare_slots, args=(lease.length, self.client.daemon.retain), name="safepoint-slots"
+                    target=self._make_slots, args=(lease.length, lease.attempt), name="safepoint-slots"
                 )
                 self._preparing.start()
         return save
@@ -310,17 +318,32 @@ class Engine:
             self._open_generation(rank, world_size)
             return reserve()
 
-    def prepare_slots(self, length: int, count: int) -> None:
-        """Has the daemon make memory for so many shards, and maps it here, so that no later save pays for that.
+    def _make_slots(self, length: int, after: bytes | None) -> None:
+        """Has the daemon make memory for shards of that length, and maps it here, so that no later save pays for that:
+        for all steps to come, or one slot for the save after the attempt `after`.
 
-        In all, every retained step needs a slot, and the step that is being written one more.
+        In all, every retained step needs a slot, and the step that is being written one more. What is retained of an
+        earlier launch has its memory already and leaves it to later steps. Asking for more than is missing would take
+        it from the other ranks, without whom no step becomes complete and leaves anything.
         """
         try:
-            self.client.prepare_slots(self.namespace, length, count, deadline=CALL_SECONDS)
+            retain = self.client.daemon.retain
+            steps = [info for info in self.steps() if info.state == "complete" and not info.pinned]
+            held = sum(info.attempt != after for info in steps)
+            count = max(1, retain + 1 - held) if after is None else min(1, retain - held)
+            if count > 0:
+                self.client.prepare_slots(self.namespace, length, count, deadline=CALL_SECONDS)
         except NoSpace as error:
             _log.warning("namespace %s: %s", self.namespace, error)
         except SafepointError as error:
             _log.info("namespace %s: slots could not be made ready beforehand: %s", self.namespace, error)
+
+    def steps(self) -> list[AttemptInfo]:
+        """The attempts that the daemon knows; none in a namespace that it does not know."""
+        try:
+            return self.client.list_steps(self.namespace)
+        except NotFound:
+            return []
 
     # --- restoring
 

@@ -21,13 +21,15 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 import numpy as np
 import torch
 
-from safepoint._boxes import Box, Chunks, is_boxed, parts_of
+from safepoint import _torch
+from safepoint._boxes import Box, Chunks, is_boxed, known_parts, parts_of
 from safepoint._objects import Encoder, Json
 from safepoint.errors import InvalidArgument, NotPlain
 
 T = TypeVar("T")
 
 TENSOR, BOXED, ARRAY, VALUE = "t", "D", "n", "v"  # BOXED stands in tokens with the number of boxes behind it: "D2".
+_ONE_BOX = BOXED + "1"
 DICT, LIST, TUPLE, DATACLASS, STATEFUL, PER_RANK = "d", "l", "u", "a", "s", "p"
 _CONTAINERS = frozenset({DICT, LIST, TUPLE, DATACLASS, STATEFUL, PER_RANK})
 _COMMON = _CONTAINERS | {TENSOR, ARRAY, VALUE}
@@ -135,6 +137,15 @@ KINDS: dict[type, str] = {
 }
 
 
+def know_dtensors() -> bool:
+    """From when torch's module of DTensors is imported on, their class needs no question. True: since this call."""
+    kind = _torch.imported_dtensor()
+    if kind is None or kind in KINDS:
+        return False
+    KINDS[kind] = BOXED
+    return True
+
+
 def kind_of(value: Any) -> str:
     kind = KINDS.get(type(value))
     if kind is not None:
@@ -240,6 +251,9 @@ def open_leaf(kind: str, value: Any) -> tuple[str, Any]:
     A long list whose numbers fit no array is a value after all.
     """
     if kind == BOXED:
+        parts = known_parts(value)
+        if parts is not None:
+            return _ONE_BOX, parts
         parts = parts_of(value)
         return f"{BOXED}{len(parts[0])}", parts
     numbers = _long_array(value)
@@ -250,9 +264,11 @@ def add_leaf(flat: Flat, value: Any, opened: Any) -> None:
     if isinstance(opened, LongList):
         flat.arrays.append(opened)
         return
-    tensors, boxes = opened
-    flat.boxed.append(Boxed(len(flat.tensors), value, boxes))
-    flat.tensors += tensors
+    local, boxes = opened
+    tensors = flat.tensors
+    # What Boxed(...) comes to, without its frame.
+    flat.boxed.append(tuple.__new__(Boxed, (len(tensors), value, boxes)))
+    tensors += local
 
 
 def stored_value(value: Any) -> Any:

@@ -34,6 +34,9 @@ def walk(state: Any, expected: list[Token] | None = None) -> Flat:
     `flat.tokens is expected` afterwards means that the state has this very structure. InvalidArgument, NotPlain: as
     `_state.flatten`; what the state's own methods raise is raised.
     """
+    global _rules
+    if _state.know_dtensors():
+        _rules = _make_rules()
     if native:
         flat = Flat()
         same = _rules.walk(flat, _state.root_kind(state), state, expected)
@@ -209,14 +212,20 @@ def _make_reader(table: object | None, classes: Sequence[type[torch.Tensor]]) ->
 
 
 _reader = _make_reader(_table(), (torch.Tensor, torch.nn.Parameter))
-_rules = _core.WalkRules(
-    kinds=_state.KINDS,
-    kind_of=_state.kind_of,
-    open_container=_state.open_container,
-    open_leaf=_state.open_leaf,
-    add_leaf=_state.add_leaf,
-    stored_value=_state.stored_value,
-    too_deep=_state.refuse_depth,
-    depth_max=_state.DEPTH_MAX,
-    long_min=_state.LONG_MIN,
-)
+
+
+def _make_rules() -> _core.WalkRules:
+    return _core.WalkRules(
+        kinds=_state.KINDS,
+        kind_of=_state.kind_of,
+        open_container=_state.open_container,
+        open_leaf=_state.open_leaf,
+        add_leaf=_state.add_leaf,
+        stored_value=_state.stored_value,
+        too_deep=_state.refuse_depth,
+        depth_max=_state.DEPTH_MAX,
+        long_min=_state.LONG_MIN,
+    )
+
+
+_rules = _make_rules()

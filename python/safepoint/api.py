@@ -71,8 +71,8 @@ class Checkpointer:
     group, torchrun or srun unless given. `mode`: "blocking" copies before `save` returns; "guarded" copies in the
     background the tensors of `optimizers` (their parameters and states; everything else is copied at once), and makes
     their `step()` wait for that. Change such a tensor by other means only after `wait_safe()`. `size_hint`: bytes that
-    this rank saves; memory is made ready at once instead of in the first save. `allow_pickle`: lets values that are not
-    plain be saved with pickle, and be read, which can run code.
+    this rank saves; memory is made ready at once instead of in the first saves. `allow_pickle`: lets values that are
+    not plain be saved with pickle, and be read, which can run code.
 
     Raises Unavailable when no daemon answers and none may be started. Thread-safe; not usable in a forked child.
     """
@@ -202,10 +202,7 @@ class Checkpointer:
     def steps(self) -> list[AttemptInfo]:
         """The complete attempts that are there, the newest first."""
         self._engine.check_usable()
-        try:
-            return [info for info in self._engine.client.list_steps(self.namespace) if info.state == "complete"]
-        except NotFound:
-            return []
+        return [info for info in self._engine.steps() if info.state == "complete"]
 
     # --- ending
 

@@ -79,6 +79,20 @@ def test_noise_leaves_a_loss_undecided(noise: float, reached: bool | None) -> No
     assert [r.reached for r in rows if r.case == "Python-heavy loop, safepoint"] == [reached]
 
 
+def test_a_loss_says_how_long_the_loop_stood_still() -> None:
+    """It did so for the copy, whatever else a save costs; results of an older benchmark do not say it."""
+    figure = {"median": 0.05, "min": 0.0, "max": 0.1}
+    loop = {"lost_seconds": figure, "noise_seconds": figure}
+    entry = {"system": "safepoint", "title": "safepoint", "bytes": 10**9, "memcpy": 0.1}
+    entry["loops"] = {"python": {**loop, "stood_seconds": {**figure, "median": 0.048}}, "matmul": loop}
+    results = {"cells": [], "training": [entry, {"system": "other", "error": "a\nb"}], "planning": []}
+    told = {r.case: r.measured for r in figures.rows(results)}
+    assert told["Python-heavy loop, safepoint"].endswith(", noise 50 ms, stood still 48 ms")
+    assert "stood" not in told["matmul on all cores, safepoint"]
+    sheet = report.training(results)
+    assert sheet.rows[0][2::3] == ["48 ms", "–"] and {len(row) for row in sheet.rows} == {len(sheet.columns)}
+
+
 def test_memory_is_held_against_all_retained_steps() -> None:
     rows = figures.rows({"cells": [cell()], "training": [], "planning": []})
     held = next(r for r in rows if r.what.startswith("pool") and r.case == "10 x 100 MB")

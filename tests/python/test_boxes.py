@@ -13,12 +13,12 @@ from fake_core import FakeDaemon
 from states import same
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import safepoint
-from safepoint import _boxes, _torch, errors
-from safepoint._boxes import Box, Chunks, dtensor_boxes, narrowed, order_of_factors, parts_of
+from safepoint import _boxes, _state, _torch, errors
+from safepoint._boxes import Box, Chunks, dtensor_boxes, known_parts, narrowed, order_of_factors, parts_of
 from safepoint._pieces import fingerprint, owned_by
 from safepoint._plan import prepare
 from safepoint._shard import parse_shard
@@ -221,6 +221,26 @@ def test_partial_is_named(group: None, fake: FakeDaemon) -> None:
     assert "Partial" in str(parts_of(partial)[1])
     with pytest.raises(errors.NotPlain, match=r"a\.b: .*Partial"):
         safepoint.Checkpointer("job", rank=0, world_size=1).save(1, {"a": {"b": partial}})
+
+
+def test_a_known_layout_is_found_and_another_is_not(group: None) -> None:
+    """The short way of warm saves says what the long one says, or nothing."""
+    mesh = init_device_mesh("cpu", (1,))
+    value = DTensor.from_local(torch.ones(4, 2), mesh, [Shard(0)])
+    assert known_parts(value) is None  # Nobody has seen it yet.
+    (local,), boxes = parts_of(value)
+    (again,), same_boxes = known_parts(value)  # type: ignore[misc]
+    assert again is local is value._local_tensor and same_boxes is boxes
+    value._local_tensor = torch.ones(3, 2)
+    assert known_parts(value) is None
+    value._local_tensor = local
+    value._spec.placements = (Replicate(),)
+    assert known_parts(value) is None
+    partial = DTensor.from_local(torch.zeros(3), mesh, [Partial()])
+    assert parts_of(partial)[1] == known_parts(partial)[1]  # type: ignore[index]
+    for other in (torch.ones(2), Chunks((2,), []), object()):
+        assert known_parts(other) is None
+    assert _state.KINDS.get(DTensor, _state.BOXED) == _state.kind_of(value) == _state.BOXED
 
 
 def test_rank_outside_the_mesh(group: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -637,11 +637,31 @@ def test_prepares_slots_once(fake: FakeDaemon) -> None:
     c = checkpointer(size_hint=1000)
     assert fake.prepared and fake.prepared[0][0] >= 1000 and fake.prepared[0][1] == 3
     c.save(1, {"x": 1}).wait()
+    c.save(2, {"x": 1}).wait()
     assert len(fake.prepared) == 1
     other = checkpointer("other")
-    other.save(1, {"x": 1}).wait()
-    other.save(2, {"x": 1}).wait()
-    assert len(fake.prepared) == 2 and fake.prepared[1][1] == 2  # The first save has a slot already.
+    for step in range(1, 6):
+        other.save(step, {"x": 1}).wait()
+    # Each of the first saves has one of its own, and leaves one to the next: that one waits for no more than it needs.
+    assert [count for _, count in fake.prepared[1:]] == [1, 1]
+
+
+def test_slots_for_steps_that_are_there_are_not_prepared_again(fake: FakeDaemon) -> None:
+    """After a restart: asking for all of them would take the other ranks' memory."""
+    first = checkpointer(size_hint=1000)
+    for step in (1, 2, 3):
+        first.save(step, {"x": step}).wait()
+    first.close()
+    del fake.prepared[:]
+    fake.space("job").attempts.pop(fake.complete("job")[-1].attempt)  # Retired.
+    hinted = checkpointer(size_hint=1000)
+    assert [count for _, count in fake.prepared] == [1]
+    hinted.close()
+    unhinted = checkpointer()
+    for step in (4, 5):
+        unhinted.save(step, {"x": step}).wait()
+    unhinted.close()
+    assert len(fake.prepared) == 1
 
 
 def test_closed_and_forked_checkpointers_refuse(fake: FakeDaemon) -> None:

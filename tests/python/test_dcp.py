@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import json
 import pickle
 import threading
 import time
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 import safepoint
-from safepoint import dcp, errors
+from safepoint import _core, dcp, errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -65,6 +66,38 @@ def load(namespace: str, value: dict[str, Any], how: str, **options: Any) -> Non
         return
     reader = dcp.Reader(namespace, planning="dcp" if how == "torch, its plan" else "own", **options)
     (dcp.load if how == "ours" else torch_dcp.load)(value, storage_reader=reader)
+
+
+@pytest.mark.parametrize("planning", ["own", "dcp"])
+def test_a_writer_that_knows_the_size_makes_memory_ready(daemon: str, namespace: str, planning: Any) -> None:
+    """Three slots before the first save, and no more for further writers or later saves; a reader may come before."""
+
+    def slots() -> int:
+        with contextlib.closing(_core.Client(daemon)) as client:
+            pool = json.loads(client.status())["pool"]
+        return int(pool["bytes"] - pool["free"] - pool["creating"])
+
+    dcp.Reader(namespace)
+    assert slots() == 0
+    size = 8 << 20
+    value = {"x": torch.ones(size // 4)}
+    for step in range(1, 5):
+        writer = dcp.Writer(namespace, step=step, planning=planning, size_hint=size)
+        assert 3 * size <= slots() < 3 * (size + (6 << 20))
+        save(writer, value, "torch")
+    assert slots() < 3 * (size + (6 << 20))
+
+
+@pytest.mark.parametrize("wrong", [-1, "1GB", 1 << 50])
+def test_size_hints_that_are_none(wrong: Any) -> None:
+    with pytest.raises(errors.InvalidArgument, match="size_hint"):
+        dcp.Writer("hints", size_hint=wrong)
+
+
+def test_a_size_hint_is_the_given_checkpointers(namespace: str) -> None:
+    with safepoint.Checkpointer(namespace, rank=0, world_size=1) as made:
+        with pytest.raises(errors.InvalidArgument, match="size_hint"):
+            dcp.Writer(made, size_hint=1000)
 
 
 @pytest.mark.parametrize("saved", ["ours", "torch", "sync", "torch, its plan", "sync, its plan"])

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed
 from states import bits, same
 from test_checkpointer import everything, model_and_optimizer, train_step
 
 import safepoint
-from safepoint import _connect, _core, _engine, errors
+from safepoint import _connect, _core, _engine, _launch, errors
 from safepoint._reads import Shards
 from safepoint._save import Save
 
@@ -132,6 +134,26 @@ def test_interrupted_save_never_counts(checkpointer: safepoint.Checkpointer, mon
     assert [info.step for info in checkpointer.steps()] == [1]
     assert checkpointer.restore(state).step == 1 and bool((state["w"] == 1).all())  # type: ignore[union-attr]
     checkpointer.save(3, state).wait(timeout=30)
+
+
+def test_ranks_that_restart_with_a_size_hint_leave_each_other_room(
+    namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pool of three slots for each rank, as many as its steps need: the rank that comes first takes its own ones."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(_launch, "store_for", lambda rank, world_size: store)
+    size = 36 << 20  # With what is added to a hint six slots are 240 of the 256 MiB.
+    states = [{f"part{rank}": torch.full((size // 4,), float(rank))} for rank in range(2)]
+    for launch in range(2):
+        ranks = [safepoint.Checkpointer(namespace, rank=rank, world_size=2, size_hint=size) for rank in range(2)]
+        for step in range(4 * launch, 4 * launch + 4):
+            with ThreadPoolExecutor() as threads:
+                begun = [threads.submit(ranks[rank].save, step, states[rank]) for rank in range(2)]
+                saves = [future.result() for future in begun]
+            assert [save.wait(timeout=30) for save in saves] == ["memory", "memory"]
+        for checkpointer in ranks:
+            checkpointer.close()
+    assert "does not fit" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 
 from safepoint._engine import Mode
-from safepoint.api import Checkpointer, as_step
+from safepoint.api import Checkpointer, as_size, as_step
 from safepoint.errors import InvalidArgument
 
 CheckpointId = str | os.PathLike[str] | int | None
@@ -30,17 +30,21 @@ def checkpointer_for(
     world_size: int | None = None,
     mode: Mode = "blocking",
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+    size_hint: int | None = None,
     allow_pickle: bool = False,
     use: str = "",
 ) -> Checkpointer:
     """The Checkpointer itself, or this process's shared one of the namespace. `use` keeps those apart that
-    must not share a plan."""
+    must not share a plan. `size_hint` counts for one that has saved nothing and was given none."""
     if isinstance(target, Checkpointer):
         if (rank, world_size) != (None, None):
             raise InvalidArgument("rank and world_size are those of the Checkpointer that was given")
-        if mode != "blocking" or optimizers != () or allow_pickle:
-            raise InvalidArgument("mode, optimizers and allow_pickle are those of the Checkpointer that was given")
+        if mode != "blocking" or optimizers != () or size_hint is not None or allow_pickle:
+            raise InvalidArgument(
+                "mode, optimizers, size_hint and allow_pickle are those of the Checkpointer that was given"
+            )
         return target
+    room = None if size_hint is None else as_size(size_hint)
     guarded = (optimizers,) if isinstance(optimizers, torch.optim.Optimizer) else tuple(optimizers)
     key = (os.getpid(), target, rank, world_size, mode, tuple(map(id, guarded)), allow_pickle, use)
     with _lock:
@@ -49,7 +53,9 @@ def checkpointer_for(
             found = _shared[key] = Checkpointer(
                 target, rank=rank, world_size=world_size, mode=mode, optimizers=guarded, allow_pickle=allow_pickle
             )
-        return found
+    if room is not None:
+        found._engine.prepare(room)
+    return found
 
 
 def is_ours(checkpoint_id: object) -> bool:

@@ -56,7 +56,8 @@ class Writer(StorageWriter, AsyncStager):
     staging. An id that ends in a number must name the same step. `per_rank`: names, with `*`, of what differs from rank
     to rank (see `PerRank`). `planning`: "own" plans without communication and copies inside `stage`; "dcp" leaves
     planning to DCP and to the `planner` given to it, at the price of a second copy in memory and of DCP's collectives.
-    `mode`, `optimizers`, `allow_pickle`, `rank`, `world_size`: as of `Checkpointer`, for a target that is a namespace.
+    `mode`, `optimizers`, `size_hint`, `allow_pickle`, `rank`, `world_size`: as of `Checkpointer`, for a target that is
+    a namespace. A hint has no effect once the session has one or has saved, so each new writer may be given it.
     `deadline`: seconds until a save that does not become complete (another rank failed) is an error.
 
     Errors are safepoint's own; `stage` raises them in the trainer's thread, before anything is sent where that is
@@ -72,6 +73,7 @@ class Writer(StorageWriter, AsyncStager):
         planning: Planning = "own",
         mode: Mode = "blocking",
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+        size_hint: int | None = None,
         allow_pickle: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -88,6 +90,7 @@ class Writer(StorageWriter, AsyncStager):
             world_size=world_size,
             mode=mode,
             optimizers=optimizers,
+            size_hint=size_hint,
             allow_pickle=allow_pickle,
             use=_use(planning),
         )
