@@ -257,7 +257,8 @@ Status FaultyStore::Delete(const std::string& key, const CallLimits& limits) {
 }
 
 Result<std::vector<UnfinishedUpload>> FaultyStore::ListUploads(const std::string& prefix, const CallLimits& limits) {
-  return Through(Take(StoreCall::kListUploads, prefix), "list uploads " + url() + "/" + prefix, limits, [&]() -> Result<std::vector<UnfinishedUpload>> {
+  const auto fault = Take(StoreCall::kListUploads, prefix);
+  return Through(fault, "list uploads " + url() + "/" + prefix, limits, [&]() -> Result<std::vector<UnfinishedUpload>> {
     SP_ASSIGN_OR_RETURN(std::vector<UnfinishedUpload> found, inner_.ListUploads(prefix, limits));
     const std::lock_guard lock(mutex_);
     std::ranges::copy_if(uploads_, std::back_inserter(found), [&](const auto& upload) { return upload.key.starts_with(prefix); });

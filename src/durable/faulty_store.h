@@ -1,8 +1,8 @@
 // FaultyStore: any store, and what real ones do wrong, on demand. For tests and the simulator. Thread-safe; which of several threads meets the n-th
 // call is then up to them.
 //
-// The rows of the reliability table (docs/reliability.md) that it plays: F57 to F69, named beside each kind. It never sleeps: a call that hangs asks the
-// test to let time pass, a call that arrives after its caller gave up waits for DeliverLate.
+// The rows F57 to F69 of the table of faults that it plays are named beside each kind. It never sleeps: a call that hangs asks
+// the test to let time pass, a call that arrives after its caller gave up waits for DeliverLate.
 #pragma once
 
 #include <functional>

@@ -1,4 +1,5 @@
-// FaultyStore does to the store what it says, and the interface gives its callers the means to get through: rows F57 to F69, as a drain would meet them.
+// FaultyStore does to the store what it says, and the interface gives its callers the means to get through: rows F57 to F69, as a drain would meet
+// them.
 #include "durable/faulty_store.h"
 
 #include <gtest/gtest.h>

@@ -26,8 +26,8 @@ std::string EncodePath(std::string_view path) {
   static constexpr char kDigits[] = "0123456789ABCDEF";
   std::string out;
   for (const char c : path) {
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || std::string_view("/._~=+@-").find(c) != std::string_view::npos;
-    if (plain) {
+    const bool alphanumeric = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+    if (alphanumeric || std::string_view("/._~=+@-").find(c) != std::string_view::npos) {
       out.push_back(c);
     } else {
       out += {'%', kDigits[static_cast<uint8_t>(c) >> 4], kDigits[static_cast<uint8_t>(c) & 15]};
@@ -242,8 +242,8 @@ Status Store::ReadRange(const std::string& key, uint64_t offset, MutableByteSpan
   const auto facts = StatOpen(file->get());
   if (!facts) return call.Explain(facts.error());
   if (offset > facts->size_bytes || out.size() > facts->size_bytes - offset) {
-    return call.Explain({StatusCode::kCorrupt, "bytes " + std::to_string(offset) + " to " + std::to_string(offset + out.size()) + " of an object that has " +
-                                                   std::to_string(facts->size_bytes)});
+    return call.Explain({StatusCode::kCorrupt, "bytes " + std::to_string(offset) + " to " + std::to_string(offset + out.size()) +
+                                                   " of an object that has " + std::to_string(facts->size_bytes)});
   }
   while (!out.empty()) {
     SP_RETURN_IF_ERROR(call.Check());
@@ -312,7 +312,7 @@ Result<ListPage> Store::List(const std::string& prefix, const std::string& curso
   const Call call = Begin("list", prefix, limits);
   SP_RETURN_IF_ERROR(CheckPrefix(prefix));
   ListPage page;
-  SP_ASSIGN_OR_RETURN(const bool all, Walk(call, "", prefix, cursor, [&](const std::string& folder, const Fd& directory, const DirectoryEntry& entry) -> Result<bool> {
+  const auto visit = [&](const std::string& folder, const Fd& directory, const DirectoryEntry& entry) -> Result<bool> {
     const std::string key = folder + entry.name;
     if (entry.kind != FileKind::kFile || !key.starts_with(prefix) || (!cursor.empty() && key <= cursor) || !CheckOwnKey(key).ok()) return true;
     if (page.objects.size() == kPageObjects) return false;
@@ -321,7 +321,8 @@ Result<ListPage> Store::List(const std::string& prefix, const std::string& curso
     if (!facts) return std::unexpected(call.Explain(facts.error()));
     page.objects.push_back({key, facts->size_bytes, facts->modified_unix_s, std::nullopt});
     return true;
-  }));
+  };
+  SP_ASSIGN_OR_RETURN(const bool all, Walk(call, "", prefix, cursor, visit));
   if (!all) page.next = page.objects.back().key;
   return page;
 }
@@ -335,7 +336,11 @@ Result<std::vector<UnfinishedUpload>> Store::ListUploads(const std::string& pref
     if (entry.kind != FileKind::kFile || !name || !(folder + *name).starts_with(prefix)) return true;
     const auto writer = WriterOf(directory.get(), entry.name);
     const auto facts = StatAt(directory.get(), entry.name);
-    if (!writer || !facts || *writer == Writer::kAlive) return true;  // Gone this moment, or not unfinished.
+    for (const Status& status : {writer ? Status() : writer.error(), facts ? Status() : facts.error()}) {
+      if (status.code() == StatusCode::kNotFound) return true;  // Gone this moment.
+      if (!status.ok()) return std::unexpected(call.Explain(status));
+    }
+    if (*writer == Writer::kAlive) return true;
     uploads.push_back({folder + *name, entry.name, facts->modified_unix_s});
     return true;
   };
@@ -359,14 +364,18 @@ Status Store::AbortUpload(const UnfinishedUpload& upload, const CallLimits& limi
 }  // namespace
 
 Result<std::string> PathOfFileUrl(const std::string& url) {
-  const auto refuse = [&](const std::string& why) { return Error(StatusCode::kInvalidArgument, "URL '" + url + "': " + why + "; expected file:///absolute/path"); };
+  const auto refuse = [&](const std::string& why) {
+    return Error(StatusCode::kInvalidArgument, "URL '" + url + "': " + why + "; expected file:///absolute/path");
+  };
   if (!url.starts_with(kScheme)) return refuse("not a file URL");
   const std::string_view rest = std::string_view(url).substr(kScheme.size());
   if (!rest.starts_with('/')) return refuse("names a host or a relative path");
   std::string path;
   for (size_t i = 0; i < rest.size(); ++i) {
     char c = rest[i];
-    if (c == '?' || c == '#') return refuse(std::string("has a '") + c + "', which must be written as " + (c == '?' ? "%3F" : "%23") + " if it is part of the path");
+    if (c == '?' || c == '#') {
+      return refuse(std::string("has a '") + c + "', which must be written as " + (c == '?' ? "%3F" : "%23") + " if it is part of the path");
+    }
     if (c == '%') {
       const auto high = i + 2 < rest.size() ? HexDigit(rest[i + 1]) : std::nullopt;
       const auto low = high ? HexDigit(rest[i + 2]) : std::nullopt;
@@ -396,8 +405,8 @@ Result<std::unique_ptr<ObjectStore>> FileStore::Open(const std::string& url, con
     base = made.ok() ? OpenDirectory(path) : Result<Fd>(std::unexpected(made));
   }
   if (!base) {
-    const bool missing = base.error().code() == StatusCode::kNotFound;
-    return std::unexpected(Status(base.error().code(), "open store " + url + ": " + base.error().message() + (missing ? "; mount or make that directory first" : "")));
+    const char* cure = base.error().code() == StatusCode::kNotFound ? "; mount or make that directory first" : "";
+    return Error(base.error().code(), "open store " + url + ": " + base.error().message() + cure);
   }
   return std::make_unique<Store>(std::string(kScheme) + EncodePath(path), std::move(*base), clock);
 }

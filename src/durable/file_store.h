@@ -1,5 +1,5 @@
-// FileStore: objects as files of a directory, local or of a network file system. Thread-safe, and safe beside other processes and machines in the same
-// directory. Steps of a Put and what a crash between them leaves: os/file_tree.h.
+// FileStore: objects as files of a directory, local or of a network file system. Thread-safe, and safe beside other processes and machines in the
+// same directory. Steps of a Put and what a crash between them leaves: os/file_tree.h.
 //
 // Keys are paths below the base. What this asks beyond CheckKey (kInvalidArgument):
 //   - no segment begins with ".safepoint-upload-": the temporary files, which nobody is to mistake for objects, nor they for litter;

@@ -26,7 +26,8 @@ Status CompareBlocks(ByteSpan content, const std::vector<uint32_t>& block_crcs) 
 
 }  // namespace
 
-MemoryStore::MemoryStore(const Clock& clock, StoreAbilities abilities, std::string url) : clock_(clock), abilities_(abilities), url_(std::move(url)) {}
+MemoryStore::MemoryStore(const Clock& clock, StoreAbilities abilities, std::string url)
+    : clock_(clock), abilities_(abilities), url_(std::move(url)) {}
 
 Status MemoryStore::Check(const std::string& key, const CallLimits& limits, const std::string& what) const {
   SP_RETURN_IF_ERROR(CheckKey(key));

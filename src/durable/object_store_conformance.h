@@ -1,6 +1,7 @@
 // What every ObjectStore has to do, as one GoogleTest suite. A store joins with a StoreFactory:
 //
-//   INSTANTIATE_TEST_SUITE_P(S3, ObjectStoreConformance, testing::Values(StoreFactory{"gateway", [] { return std::make_unique<MyPlace>(); }}), StoreName);
+//   INSTANTIATE_TEST_SUITE_P(S3, ObjectStoreConformance,
+//                            testing::Values(StoreFactory{"Gateway", [] { return std::make_unique<MyPlace>(); }}), StoreName);
 //
 // Include this in one .cc file per test program: it defines tests. No test sleeps. For stores that cost something: the largest object has 20 MiB, the
 // most keys are 1,003.

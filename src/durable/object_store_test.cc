@@ -9,10 +9,13 @@ namespace sp {
 namespace {
 
 TEST(CheckKey, AcceptsSegmentsOfTheAllowedBytesAndNothingElse) {
-  for (const std::string key : {"a", "a/b", "ns/step-1/0123/rank-0.safetensors", "...", "..a", ".hidden/x", "_=+@%-./z"}) SP_EXPECT_CODE(kOk, CheckKey(key));
+  for (const std::string key : {"a", "a/b", "ns/step-1/0123/rank-0.safetensors", "...", "..a", ".hidden/x", "_=+@%-./z"}) {
+    SP_EXPECT_CODE(kOk, CheckKey(key));
+  }
   SP_EXPECT_CODE(kOk, CheckKey(std::string(900, 'k')));
   SP_EXPECT_CODE(kInvalidArgument, CheckKey(std::string(901, 'k')));
-  for (const std::string key : {"", "/", "/a", "a/", "a//b", ".", "..", "a/..", "../a", "a/./b", "a b", "a:b", "a*", "a\\b", "~", "a\n", "\x7f", "\xff"}) {
+  for (const std::string key : {"", "/", "/a", "a/", "a//b", ".", "..", "a/..", "../a", "a/./b", "a b", "a:b", "a*", "a\\b", "~", "a\n", "\x7f",
+                                "\xff"}) {
     SP_EXPECT_CODE(kInvalidArgument, CheckKey(key));
   }
   SP_EXPECT_CODE(kInvalidArgument, CheckKey(std::string("a\0b", 3)));

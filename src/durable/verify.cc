@@ -35,7 +35,8 @@ Status VerifyObject(ObjectStore& store, const std::string& key, uint64_t size_by
       for (uint64_t begin = 0; begin < bytes.size(); begin += kBlockBytes) {
         const uint64_t block = (at + begin) / kBlockBytes;
         if (Crc32c(0, bytes.subspan(begin, std::min<uint64_t>(kBlockBytes, bytes.size() - begin))) != block_crcs[block]) {
-          return Differs(store, key, "block " + std::to_string(block) + " (from byte " + std::to_string(block * kBlockBytes) + ") is not what was sealed");
+          return Differs(store, key,
+                         "block " + std::to_string(block) + " (from byte " + std::to_string(block * kBlockBytes) + ") is not what was sealed");
         }
       }
       if (limits.progress) limits.progress(bytes.size());

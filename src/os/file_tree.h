@@ -1,4 +1,5 @@
-// Files and directories below one open directory, found by names that no symbolic link can lead elsewhere. Thread-safe, but a NewFile is one thread's.
+// Files and directories below one open directory, found by names that no symbolic link can lead elsewhere. Thread-safe, but a NewFile is one
+// thread's.
 //
 // How a file comes to be, and what a crash leaves:
 //
