@@ -58,6 +58,10 @@ class DaemonInfo:
         """Started by a client library for this user."""
 
     @property
+    def store(self) -> str:
+        """URL of the durable tier, without credentials; empty: there is none."""
+
+    @property
     def version(self) -> str:
         """Version of the daemon."""
 
@@ -265,6 +269,10 @@ class ShardReader:
         """Identity of the seal record, 32 bytes."""
 
     @property
+    def from_store(self) -> bool:
+        """It is read from the durable tier; else from memory."""
+
+    @property
     def blocks(self) -> int:
         """Blocks of 1 MiB, the last one may be shorter."""
 
@@ -308,6 +316,66 @@ class ReadPin:
     def __enter__(self) -> ReadPin: ...
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: types.TracebackType | None) -> None: ...
+
+class StepName:
+    """Names one whole step of a store."""
+
+    @property
+    def ns(self) -> str:
+        """Namespace."""
+
+    @property
+    def step(self) -> int:
+        """Training step."""
+
+    @property
+    def attempt(self) -> Id:
+        """16 bytes."""
+
+class StoredPin:
+    """
+    One whole step of a store; its shards are read from there. A context manager, like ReadPin.
+    """
+
+    @property
+    def info(self) -> AttemptInfo:
+        """The attempt."""
+
+    def shard(self, rank: int) -> ShardReader:
+        """A reader of one rank's shard. NotFound, Corrupt, Incomplete."""
+
+    def report_corrupt(self, rank: int, block: int) -> bool:
+        """Nobody is told: a store has no quarantine. False."""
+
+    def close(self) -> None:
+        """Does nothing: what is in a store stays there."""
+
+    def __enter__(self) -> StoredPin: ...
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: types.TracebackType | None) -> None: ...
+
+class Store:
+    """A durable tier: steps as objects of a file system or an object store."""
+
+    def __init__(self, url: str) -> None:
+        """InvalidArgument: no URL of a store. NotFound, Denied."""
+
+    @property
+    def url(self) -> str:
+        """Without credentials."""
+
+    def steps(self, ns: str = '') -> list[StepName]:
+        """
+        The whole steps of one namespace or of all, ascending by namespace and step. Unavailable, Denied.
+        """
+
+    def open(self, name: StepName) -> StoredPin:
+        """One of its steps. NotFound, Corrupt, Incomplete."""
+
+    def delete(self, name: StepName) -> None:
+        """
+        Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.
+        """
 
 class StartOptions:
     """How to start a private daemon."""
@@ -379,6 +447,11 @@ class Client:
 
     def pin_step(self, ns: str, attempt: bytes, on: bool) -> None:
         """Keeps an attempt until it is let go again."""
+
+    def make_durable(self, ns: str, attempt: bytes) -> None:
+        """
+        Asks for level durable. Unavailable: the daemon has no durable tier. Closed: the attempt has ended.
+        """
 
     def status(self) -> str:
         """The daemon's status, JSON."""
