@@ -118,6 +118,7 @@ Status NodeCore::Impl::Hello(ConnectionId c, const Frame& f) {
   reply.daemon_pid = config_.daemon_pid;
   reply.is_private = config_.is_private;
   reply.daemon_version = config_.version;
+  reply.store = config_.store;
   return Reply(c, f, reply);
 }
 

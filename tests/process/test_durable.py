@@ -124,7 +124,9 @@ def save_two_ranks(open_job: Job, daemon: Daemon, name: str, step: int, durable:
     assert launch
     saves = []
     for job, rank in zip(ranks, (1, 0), strict=True):
-        saves.append(job.save(step, {**whole, "own": safepoint.PerRank(torch.full((3,), float(rank)))}, durable=durable))
+        saves.append(
+            job.save(step, {**whole, "own": safepoint.PerRank(torch.full((3,), float(rank)))}, durable=durable)
+        )
     for save in saves:
         save.wait("durable" if durable else "memory", timeout=30)
     return whole
@@ -217,9 +219,7 @@ def test_f68_a_missing_shard_is_named(daemon_with_store: Daemon, base: Path, url
     assert equal(safepoint.load(url), state(1)), "without its manifest it is no step"
 
 
-def test_f61_workers_killed_while_steps_drain(
-    daemon_with_store: Daemon, base: Path, url: str, open_job: Job
-) -> None:
+def test_f61_workers_killed_while_steps_drain(daemon_with_store: Daemon, base: Path, url: str, open_job: Job) -> None:
     job = open_job(daemon_with_store, "train")
     saves = []
     for step in range(1, 13):
@@ -251,7 +251,9 @@ def test_i22_without_the_store_saves_go_on(start_daemon: Start, tmp_path: Path, 
     (tmp_path / "mount").rename(tmp_path / "gone")
     waiting = job.save(2, state(2), durable=True)
     waiting.wait(timeout=30)
-    eventually(lambda: bool(daemon.status()["drains"]) and daemon.status()["drains"][0]["failures"] > 0, "trouble is shown")
+    eventually(
+        lambda: bool(daemon.status()["drains"]) and daemon.status()["drains"][0]["failures"] > 0, "trouble is shown"
+    )
     job.save(3, state(3)).wait(timeout=30)
     assert "mount" in cli("status", "--socket", daemon.socket)
     (tmp_path / "gone").rename(tmp_path / "mount")
@@ -326,9 +328,7 @@ def test_gc_keeps_what_its_rule_says(daemon_with_store: Daemon, base: Path, url:
     cli("gc", url, "--keep-last", "1", "--namespace", "other", code=1)
 
 
-def test_export_and_show_from_a_store(
-    daemon_with_store: Daemon, url: str, open_job: Job, tmp_path: Path
-) -> None:
+def test_export_and_show_from_a_store(daemon_with_store: Daemon, url: str, open_job: Job, tmp_path: Path) -> None:
     job = open_job(daemon_with_store, "train")
     job.save(40, state(40), durable=True).wait("durable", timeout=30)
     shown = json.loads(cli("show", "40", "--store", url, "--json", "--tensors"))

@@ -78,4 +78,3 @@ def gc(
         console.print(table)
         verb = "would be freed" if dry_run else "freed"
         console.print(f"{url}: {human_bytes(freed)} {verb}", highlight=False)
-
