@@ -46,7 +46,7 @@ class Gateway : public testing::Environment {
     } else {
       directory_.emplace();
       // From here on a gateway that does not start is a failure, not a reason to skip.
-      endpoint_ = RunShell(Script("start " + directory_->path() + "/ceph")).value_or("");
+      endpoint_ = RunShell(Script("start " + directory_->path() + "/ceph " + std::to_string(::getpid()))).value_or("");
     }
     return endpoint_;
   }

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # A one-node Ceph cluster in memory with its S3 gateway on loopback, for src/durable/s3_gateway_test.cc.
 #   ceph_gateway.sh check        succeeds if the programs are installed (Debian: ceph-mon ceph-osd radosgw ceph-common)
-#   ceph_gateway.sh start DIR    starts it with everything below the new directory DIR and prints the endpoint, when that answers
+#   ceph_gateway.sh start DIR [PID]
+#                                starts it with everything below the new directory DIR and prints the endpoint, when that answers;
+#                                it is stopped, and DIR removed, when the process PID has ended in whatever way
 #   ceph_gateway.sh stop DIR     ends what `start DIR` started
 # The user has the access key "testkey" and the secret key "testsecret". Nothing in it survives, nothing in it is protected: only for tests.
 set -euo pipefail
@@ -77,6 +79,9 @@ CONF
 
 start() {
   [[ ! -e $dir ]] || die "$dir exists"
+  if [[ -n $owner ]]; then
+    setsid bash -c 'tail --pid="$1" -f /dev/null; "$2" stop "$3"; rm -rf "$3"' watch "$owner" "$self" "$dir" >/dev/null 2>&1 </dev/null &
+  fi
   mon_port=$(free_port)
   s3_port=$(free_port)
   configure >/dev/null
@@ -115,6 +120,8 @@ stop() {
 
 verb=${1:-}
 dir=${2:-}
+owner=${3:-}
+self=$(realpath "$0")
 case $verb in
   check)
     for program in "${programs[@]}"; do command -v "$program" >/dev/null || exit 1; done
@@ -123,5 +130,5 @@ case $verb in
     [[ $dir == /* ]] || die "name a directory by its absolute path"
     "$verb"
     ;;
-  *) die "check, start DIR or stop DIR" ;;
+  *) die "check, start DIR [PID] or stop DIR" ;;
 esac
