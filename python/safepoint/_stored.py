@@ -29,7 +29,8 @@ def load(
     """The whole state of a durable step, as new objects: dicts, lists, tensors in this machine's memory, plain values.
 
     `url`: of the durable tier ("file:///mnt/checkpoints", "s3://bucket/base"), or of one step in it
-    (".../run-3/step-40"). `namespace`: may be left out where the tier has one. `step`: None for the newest. Of parts that were each rank's own, those of `rank`.
+    (".../run-3/step-40"). `namespace`: may be left out where the tier has one. `step`: None for the newest. Of parts
+    that were each rank's own, those of `rank`.
     Modules and optimizers come as their state dicts. Needs no daemon.
 
     NotFound: no such step. Incomplete, Corrupt: an object of it is missing, or does not match its checksums; an older

@@ -303,7 +303,7 @@ Result<bool> Store::Walk(const Call& call, const std::string& folder, std::strin
       if (!more) return false;
       continue;
     }
-    if (path == kProbeFolder || !CanHold(path, prefix) || (path < after && !after.starts_with(path))) continue;
+    if (!CanHold(path, prefix) || (path < after && !after.starts_with(path))) continue;
     if (!CheckKey(path.substr(0, path.size() - 1)).ok()) continue;
     SP_ASSIGN_OR_RETURN(const bool more, Walk(call, path, prefix, after, visit));
     if (!more) return false;
@@ -317,6 +317,7 @@ Result<ListPage> Store::List(const std::string& prefix, const std::string& curso
   ListPage page;
   const auto visit = [&](const std::string& folder, const Fd& directory, const DirectoryEntry& entry) -> Result<bool> {
     const std::string key = folder + entry.name;
+    if (folder.starts_with(kProbeFolder)) return true;
     if (entry.kind != FileKind::kFile || !key.starts_with(prefix) || (!cursor.empty() && key <= cursor) || !CheckOwnKey(key).ok()) return true;
     if (page.objects.size() == kPageObjects) return false;
     const auto facts = StatAt(directory.get(), entry.name);
@@ -344,7 +345,7 @@ Result<std::vector<UnfinishedUpload>> Store::ListUploads(const std::string& pref
       if (!status.ok()) return std::unexpected(call.Explain(status));
     }
     if (*writer == Writer::kAlive) return true;
-    uploads.push_back({folder + *name, entry.name, facts->modified_unix_s});
+    uploads.push_back({folder + *name, entry.name, facts->modified_unix_s, *writer == Writer::kGone});
     return true;
   };
   SP_ASSIGN_OR_RETURN([[maybe_unused]] const bool all, Walk(call, "", prefix, "", visit));

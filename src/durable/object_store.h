@@ -49,6 +49,7 @@ struct ObjectInfo {
 struct UnfinishedUpload {
   std::string key, id;
   int64_t started_unix_s = 0;
+  bool abandoned = false;  // The store knows that its writer is gone. Otherwise only its age tells.
 };
 
 struct ListPage {

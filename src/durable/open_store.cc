@@ -13,24 +13,16 @@ Status UnknownScheme(const std::string& url) {
   return {StatusCode::kInvalidArgument, "\"" + url.substr(0, 200) + "\" is no URL of a store: write file:///absolute/path or s3://bucket/prefix"};
 }
 
-Result<std::unique_ptr<ObjectStore>> OpenS3(const std::string& url, const Clock& clock) {
+}  // namespace
+
+Result<std::shared_ptr<ObjectStore>> OpenStore(const std::string& url, const Clock& clock) {
+  if (url.starts_with("file:")) return FileStore::Open(url, clock, FileStore::MissingBase::kRefuse);
+  if (!url.starts_with("s3:")) return std::unexpected(UnknownScheme(url));
   SP_ASSIGN_OR_RETURN(const S3Options options, ParseS3Url(url));
   return S3Store::Open(options, clock);
 }
 
-}  // namespace
-
-Result<std::unique_ptr<ObjectStore>> OpenStore(const std::string& url, const Clock& clock) {
-  if (url.starts_with("file:")) return FileStore::Open(url, clock);
-  if (url.starts_with("s3:")) return OpenS3(url, clock);
-  return std::unexpected(UnknownScheme(url));
-}
-
-Result<std::shared_ptr<ObjectStore>> OpenStoreForReading(const std::string& url) {
-  if (url.starts_with("file:")) return FileStore::Open(url, kSteadyClock, FileStore::MissingBase::kRefuse);
-  if (url.starts_with("s3:")) return OpenS3(url, kSteadyClock);
-  return std::unexpected(UnknownScheme(url));
-}
+Result<std::shared_ptr<ObjectStore>> OpenStoreForReading(const std::string& url) { return OpenStore(url, kSteadyClock); }
 
 CallLimits ReadLimits(uint64_t bytes) {
   CallLimits limits;

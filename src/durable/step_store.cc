@@ -134,4 +134,18 @@ Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& li
   return {};
 }
 
+Result<uint64_t> SweepUploads(ObjectStore& store, const std::string& prefix, int64_t begun_before_unix_s, const CallLimits& limits) {
+  SP_ASSIGN_OR_RETURN(const std::vector<UnfinishedUpload> uploads, store.ListUploads(prefix, limits));
+  uint64_t aborted = 0;
+  for (const UnfinishedUpload& upload : uploads) {
+    const size_t name = upload.key.rfind('/') + 1;  // 0 where there is no slash.
+    const bool ours = upload.key.starts_with(".safepoint-probe/") || ParseManifestKey(upload.key.substr(0, name) + "manifest.json").has_value();
+    if (!ours || (!upload.abandoned && upload.started_unix_s >= begun_before_unix_s)) continue;
+    const Status status = store.AbortUpload(upload, limits);
+    if (!status.ok() && status.code() != StatusCode::kNotFound) return std::unexpected(status);
+    ++aborted;
+  }
+  return aborted;
+}
+
 }  // namespace sp

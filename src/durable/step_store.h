@@ -29,6 +29,10 @@ Result<std::vector<StepName>> ListStepNames(ObjectStore& store, const std::strin
 // kNotFound: no such step, or not whole. kCorrupt: its documents are damaged or belong to another step.
 Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits);
 
+// Aborts unfinished uploads of objects that steps have, under `prefix`: those whose writers are gone, and those that were begun before
+// `begun_before_unix_s`. Returns how many. Others' uploads are left alone.
+Result<uint64_t> SweepUploads(ObjectStore& store, const std::string& prefix, int64_t begun_before_unix_s, const CallLimits& limits);
+
 // Deletes the manifest first, so that the step is never half there, then the objects that such a step has and nothing else. Can be repeated.
 Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& limits);
 

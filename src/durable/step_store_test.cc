@@ -252,6 +252,17 @@ TEST_F(Steps, I8_BlocksThatDoNotMatchAreNamed) {
   EXPECT_TRUE((*shard)->Verify(0, 2, 2, {}).status.ok());
 }
 
+TEST_F(Steps, F61_UploadsOfTheDeadAreAborted) {
+  memory.LeaveUnfinishedUpload(ShardObjectKey(step.records[0]));
+  memory.LeaveUnfinishedUpload(ShardObjectKey(Make(1201, 0).records[0]));
+  memory.LeaveUnfinishedUpload("somebody/elses/upload");
+  EXPECT_EQ(SweepUploads(store, "", 0, {}).value(), 0u) << "they may still be written to";
+  EXPECT_EQ(SweepUploads(store, Name().Prefix(), std::numeric_limits<int64_t>::max(), {}).value(), 1u);
+  EXPECT_EQ(SweepUploads(store, "", std::numeric_limits<int64_t>::max(), {}).value(), 1u);
+  ASSERT_EQ(memory.ListUploads("", {}).value().size(), 1u);
+  EXPECT_EQ(memory.ListUploads("", {}).value()[0].key, "somebody/elses/upload");
+}
+
 TEST_F(Steps, DeletingTakesTheManifestFirstAndNothingForeign) {
   SP_ASSERT_OK(PutAll());
   const std::string prefix = Name().Prefix();

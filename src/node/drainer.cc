@@ -1,6 +1,7 @@
 #include "node/drainer.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "durable/open_store.h"
 #include "durable/step_store.h"
@@ -14,6 +15,12 @@ constexpr Nanos kSmallObjects = 60 * kNanosPerSecond;  // A manifest, a probe, o
 // Of one shard: a floor of 4 MB/s, below which nothing useful is going on; and a minute for what does not depend on its size.
 constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
 constexpr size_t kStepsPerNamespace = 64;  // Of which a new node reads the manifests.
+// Uploads that nobody has finished after so long are aborted, whoever began them: a shard of 1 TiB is through in half of it (T_abort, I-24).
+constexpr int64_t kAbortAfterSeconds = 7 * 24 * 3600;
+
+int64_t UnixSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
@@ -24,7 +31,7 @@ class Drainer::Door {
   Result<OpenedStore> Open(const CallLimits& limits) {
     const std::lock_guard lock(mutex_);
     if (opened_) return *opened_;
-    SP_ASSIGN_OR_RETURN(std::unique_ptr<ObjectStore> store, OpenStore(url_, clock_));
+    SP_ASSIGN_OR_RETURN(std::shared_ptr<ObjectStore> store, OpenStore(url_, clock_));
     SP_ASSIGN_OR_RETURN(const StoreAbilities abilities, store->Probe(limits));
     if (!abilities.conditional_create) {
       return Error(StatusCode::kInvalidArgument, url_ + " lets a second writer replace an object that is there, so two daemons could write one step: use "
@@ -32,6 +39,12 @@ class Drainer::Door {
     }
     opened_ = OpenedStore{std::move(store), abilities};
     return *opened_;
+  }
+
+  // After trouble: what is there by then may be another directory, or need other credentials.
+  void Close() {
+    const std::lock_guard lock(mutex_);
+    opened_.reset();
   }
 
  private:
@@ -90,8 +103,9 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
     return PutShard(*opened.store, opened.abilities, record, source, limits);
   };
   Submit(
-      [store, identity] {
+      [store, identity, door = door_] {
         const Result<ConfirmedBy> by = store();
+        if (!by) door->Close();
         return by ? event::ShardStored{identity, {}, *by == ConfirmedBy::kReadingBack} : event::ShardStored{identity, by.error(), false};
       },
       [identity](const Status& why) { return event::ShardStored{identity, why, false}; });
@@ -101,9 +115,17 @@ void Drainer::StoreManifest(const Id128& attempt, const StoredStep& step) {
   const auto store = [this, step]() -> Status {
     const CallLimits limits = Limits(kSmallObjects, nullptr);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
-    return PutManifest(*opened.store, step, limits);
+    SP_RETURN_IF_ERROR(PutManifest(*opened.store, step, limits));
+    // Whatever is still being written of it is not needed any more. If that cannot be swept now, the next worker's sweep will find it.
+    [[maybe_unused]] const auto swept = SweepUploads(*opened.store, StepPrefix(step.records.front().key), UnixSeconds(), limits);
+    return {};
   };
-  Submit([store, attempt] { return event::ManifestStored{attempt, store()}; },
+  Submit(
+      [store, attempt, door = door_] {
+        const Status stored = store();
+        if (!stored.ok()) door->Close();
+        return event::ManifestStored{attempt, stored};
+      },
          [attempt](const Status& why) { return event::ManifestStored{attempt, why}; });
 }
 
@@ -111,6 +133,7 @@ void Drainer::List() {
   const auto list = [this]() -> Result<std::vector<StoredStep>> {
     const CallLimits limits = Limits(10 * kSmallObjects, nullptr);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    [[maybe_unused]] const auto swept = SweepUploads(*opened.store, "", UnixSeconds() - kAbortAfterSeconds, limits);
     SP_ASSIGN_OR_RETURN(std::vector<StepName> names, ListStepNames(*opened.store, "", limits));
     std::reverse(names.begin(), names.end());  // The newest of each namespace first.
     std::vector<StoredStep> steps;
@@ -129,8 +152,9 @@ void Drainer::List() {
     return steps;
   };
   Submit(
-      [list] {
+      [list, door = door_] {
         Result<std::vector<StoredStep>> steps = list();
+        if (!steps) door->Close();
         return steps ? event::StoreListed{{}, std::move(*steps)} : event::StoreListed{steps.error(), {}};
       },
       [](const Status& why) { return event::StoreListed{why, {}}; });

