@@ -153,7 +153,7 @@ void NodeCore::Impl::On(const event::ManifestStored& e) {
   const auto it = drains_.find(e.attempt);
   if (it == drains_.end()) return PumpDrains();
   it->second.manifest_under_way = false;
-  if (!e.status.ok()) {
+  if (!e.status.ok() && !SP_PLANTED(durable_unconfirmed)) {
     DrainFailed(e.attempt, "the manifest", e.status);
     return PumpDrains();
   }
@@ -238,7 +238,7 @@ void NodeCore::Impl::Evict(const NamespaceKey& ns, const Attempt& attempt) {
 }
 
 bool NodeCore::Impl::NeedsListing(const NamespaceKey& ns) const {
-  return !config_.store.empty() && !listed_ && !catalog_.CurrentGeneration(ns);
+  return !config_.store.empty() && !listed_ && !catalog_.CurrentGeneration(ns) && !SP_PLANTED(store_not_asked);
 }
 
 Status NodeCore::Impl::AnswerLater(ConnectionId c, const Frame& f) {

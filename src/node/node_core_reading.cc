@@ -252,7 +252,7 @@ std::set<Id128> NodeCore::Impl::PinnedAttempts(const NamespaceKey& ns) const {
     if (pin.ns == ns) pinned.insert(pin.entry.attempt);
   }
   for (const auto& [id, drain] : drains_) {  // F70: not before the store has it.
-    if (drain.ns == ns) pinned.insert(id);
+    if (drain.ns == ns && !SP_PLANTED(retired_while_draining)) pinned.insert(id);
   }
   for (const auto& [key, group] : groups_) {
     if (std::get<0>(key) == ns) pinned.insert(group.attempt);

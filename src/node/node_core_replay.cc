@@ -305,7 +305,7 @@ std::vector<LedgerEntry> NodeCore::Impl::Snapshot() const {
         out.push_back(entry);
       }
       if (a->wish) out.push_back(*a->wish);
-      if (a->durable) {  // Before its shards, which memory may not have any more.
+      if (a->durable && !SP_PLANTED(snapshot_drops_stored)) {  // Before its shards, which memory may not have any more.
         ledger::StoredManifest entry;
         entry.record.bytes = a->manifest->Encode();
         out.push_back(entry);
