@@ -18,7 +18,7 @@ WHEEL_STAMP := $(VENV)/.wheel-stamp
 WHEEL_SOURCES := $(shell find src bindings python cmake -type f -not -name '*_test.cc' -not -name '*.pyc' 2>/dev/null) \
   CMakeLists.txt pyproject.toml
 
-.PHONY: help setup build demo test test-cpp test-python test-asan test-tsan bench bench-quick bench-peers sim soak chaos boundaries faults fuzz lint format stubs clean distclean
+.PHONY: help setup build demo test test-cpp test-python test-asan test-tsan bench bench-quick bench-durable bench-peers sim soak chaos boundaries faults fuzz lint format stubs clean distclean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -59,6 +59,9 @@ bench: build  ## Measure everything, 15 minutes; tables and picture in build/ben
 
 bench-quick: build  ## The same at a tenth of the size, 2 minutes: does it work, no figures
 	$(PY) -m bench --quick --out build/bench-quick
+
+bench-durable: build  ## Measure the durable tier on the disk of build/bench, 1 minute; its table goes into docs/operating/durable.md
+	$(PY) -m bench.durable --write
 
 bench-peers: setup  ## Install optional peers of the benchmark into build/peers (PEERS="name ...")
 	bench/peers/setup.sh $(PEERS)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 
 #include "durable/open_store.h"
 #include "durable/step_store.h"
@@ -54,16 +55,19 @@ class Drainer::Door {
   std::optional<OpenedStore> opened_;
 };
 
-Drainer::Drainer(std::string url, const Clock& clock, std::function<void(Event)> post)
-    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)) {}
+Drainer::Drainer(std::string url, uint64_t bytes_per_second, const Clock& clock, std::function<void(Event)> post)
+    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)), rate_(bytes_per_second),
+      // Half of what is allowed, in case another shard takes the other half.
+      slowest_(bytes_per_second == 0 ? kSlowestBytesPerSecond : std::clamp<uint64_t>(bytes_per_second / 2, 1, kSlowestBytesPerSecond)) {}
 
 Drainer::~Drainer() {
   cancelled_ = true;
   executor_.reset();
 }
 
-Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, const Clock& clock, std::function<void(Event)> post) {
-  std::unique_ptr<Drainer> drainer(new Drainer(url, clock, std::move(post)));
+Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const Clock& clock,
+                                                 std::function<void(Event)> post) {
+  std::unique_ptr<Drainer> drainer(new Drainer(url, bytes_per_second, clock, std::move(post)));
   // One more for listings and manifests, which are short, so that no large shard holds them up.
   SP_ASSIGN_OR_RETURN(drainer->executor_, Executor::Create(threads + 1, kWaitingMax, true));
   return drainer;
@@ -75,6 +79,16 @@ CallLimits Drainer::Limits(Nanos within, const Progress& progress) const {
   limits.cancelled = &cancelled_;
   if (progress) limits.progress = [progress](uint64_t bytes) { *progress += bytes; };
   return limits;
+}
+
+// In short pauses, so that the end of the daemon need not wait for a long one.
+void Drainer::WaitForTurn(uint64_t bytes) {
+  const Nanos at = rate_.Take(clock_.Now(), bytes);
+  while (!cancelled_) {
+    const Nanos left = at - clock_.Now();
+    if (left <= 0) return;
+    std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(left, 20 * kNanosPerMilli)));
+  }
 }
 
 void Drainer::Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused) {
@@ -91,7 +105,7 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
   auto progress = std::make_shared<std::atomic<uint64_t>>(0);
   progress_[identity] = progress;
   const auto store = [this, record, lease = std::move(lease), progress]() -> Result<ConfirmedBy> {
-    const Nanos within = kSmallObjects + static_cast<Nanos>(record.length_bytes / kSlowestBytesPerSecond) * kNanosPerSecond;
+    const Nanos within = kSmallObjects + static_cast<Nanos>(record.length_bytes / slowest_) * kNanosPerSecond;
     const CallLimits limits = Limits(within, progress);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
     PutSource source;
@@ -99,7 +113,10 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
     source.block_crcs.resize(BlockCount(record.length_bytes));
     SP_RETURN_IF_ERROR(lease.Read(ChecksumListOffset(record.length_bytes),
                                   {reinterpret_cast<uint8_t*>(source.block_crcs.data()), 4 * source.block_crcs.size()}));
-    source.read = [&lease](uint64_t offset, MutableByteSpan out) { return lease.Read(offset, out); };
+    source.read = [this, &lease](uint64_t offset, MutableByteSpan out) {
+      WaitForTurn(out.size());
+      return lease.Read(offset, out);
+    };
     return PutShard(*opened.store, opened.abilities, record, source, limits);
   };
   Submit(
