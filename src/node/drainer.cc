@@ -15,7 +15,9 @@ constexpr size_t kWaitingMax = 4096;
 constexpr Nanos kSmallObjects = 60 * kNanosPerSecond;  // A manifest, a probe, one page of a listing.
 // Of one shard: a floor of 4 MB/s, below which nothing useful is going on; and a minute for what does not depend on its size.
 constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
-constexpr size_t kStepsPerNamespace = 64;  // Of which a new node reads the manifests.
+// What a node whose memory is new takes over of one namespace: enough to resume from, and little of the ledger.
+constexpr size_t kStepsListed = 16;
+constexpr size_t kRecordsListed = 512;
 // Uploads that nobody has finished after so long are aborted, whoever began them: a shard of 1 TiB is through in half of it (T_abort, I-24).
 constexpr int64_t kAbortAfterSeconds = 7 * 24 * 3600;
 
@@ -146,35 +148,33 @@ void Drainer::StoreManifest(const Id128& attempt, const StoredStep& step) {
          [attempt](const Status& why) { return event::ManifestStored{attempt, why}; });
 }
 
-void Drainer::List() {
-  const auto list = [this]() -> Result<std::vector<StoredStep>> {
-    const CallLimits limits = Limits(10 * kSmallObjects, nullptr);
+void Drainer::List(uint32_t uid, const std::string& ns) {
+  const auto list = [this, uid, ns]() -> Result<NewestSteps> {
+    const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
-    [[maybe_unused]] const auto swept = SweepUploads(*opened.store, "", UnixSeconds() - kAbortAfterSeconds, limits);
-    SP_ASSIGN_OR_RETURN(std::vector<StepName> names, ListStepNames(*opened.store, "", limits));
-    std::reverse(names.begin(), names.end());  // The newest of each namespace first.
-    std::vector<StoredStep> steps;
-    std::map<std::string, size_t> read;
-    for (const StepName& name : names) {
-      if (read[name.ns] >= kStepsPerNamespace) continue;
-      Result<StoredStep> step = ReadStoredStep(*opened.store, name, limits);
-      // What is damaged, or was deleted meanwhile, is no step; the others are.
-      const bool skip = !step && (step.error().code() == StatusCode::kNotFound || step.error().code() == StatusCode::kCorrupt ||
-                                  step.error().code() == StatusCode::kIncomplete);
-      if (!step && !skip) return std::unexpected(step.error());
-      if (!step) continue;
-      ++read[name.ns];
-      steps.push_back(std::move(*step));
-    }
-    return steps;
+    return ReadNewestSteps(*opened.store, ns, uid, kStepsListed, kRecordsListed, limits);
   };
   Submit(
-      [list, door = door_] {
-        Result<std::vector<StoredStep>> steps = list();
-        if (!steps) door->Close();
-        return steps ? event::StoreListed{{}, std::move(*steps)} : event::StoreListed{steps.error(), {}};
+      [list, uid, ns, door = door_] {
+        Result<NewestSteps> found = list();
+        if (!found) door->Close();
+        return found ? event::StoreListed{uid, ns, {}, std::move(found->steps), std::move(found->damaged)}
+                     : event::StoreListed{uid, ns, found.error(), {}, {}};
       },
-      [](const Status& why) { return event::StoreListed{why, {}}; });
+      [uid, ns](const Status& why) { return event::StoreListed{uid, ns, why, {}, {}}; });
+}
+
+void Drainer::Sweep() {
+  Submit(
+      [this]() -> Event {
+        const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
+        // If the store is in trouble, the next worker sweeps: nothing depends on it.
+        if (const auto opened = door_->Open(limits)) {
+          [[maybe_unused]] const auto swept = SweepUploads(*opened->store, "", UnixSeconds() - kAbortAfterSeconds, limits);
+        }
+        return event::ShardProgress{};
+      },
+      [](const Status&) { return event::ShardProgress{}; });
 }
 
 void Drainer::PostProgress() {

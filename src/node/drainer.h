@@ -28,7 +28,8 @@ class Drainer {
 
   void StoreShard(const SealRecord& record, ExtentSet lease);
   void StoreManifest(const Id128& attempt, const StoredStep& step);
-  void List();
+  void List(uint32_t uid, const std::string& ns);
+  void Sweep();  // Aborts what dead writers left (I-24). Nobody is told.
 
   int fd() const { return executor_->fd(); }  // Readable: call RunCompletions.
   void RunCompletions() { executor_->RunCompletions(); }
