@@ -198,6 +198,7 @@ class ShardReader:
     def __init__(self, pin: ReadPin, rank: int) -> None:
         self._daemon = pin.daemon
         self.rank = rank
+        self.from_store = False
         self._data = pin.daemon.space(pin.ns).shards[(pin.info.attempt, rank)]
         self.static_offset, self.structure = pin.daemon.space(pin.ns).structures[(pin.info.attempt, rank)]
         self.length = len(self._data)
@@ -322,7 +323,9 @@ class Client:
     def make_durable(self, ns: str, attempt: bytes) -> None:
         self._daemon.requests += 1
         assert self._daemon.store, "the engine looks first whether there is a durable tier"
-        assert self._daemon.space(ns).attempts[attempt].state == "open", "asked before the seal, so that nothing is missed"
+        assert self._daemon.space(ns).attempts[attempt].state == "open", (
+            "asked before the seal, so that nothing is missed"
+        )
         self._daemon.wanted.append(attempt)
 
     def wait(self, ns: str, attempt: bytes, level: str, *, timeout: float | None) -> str:

@@ -1,5 +1,5 @@
 """`safepoint.dcp.Writer(durable=...)`: which steps the daemon is asked to make durable, and when. With the real daemon:
-tests/process/test_dcp_durable.py.
+tests/process/test_dcp_store.py.
 """
 
 from __future__ import annotations
