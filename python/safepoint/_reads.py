@@ -22,6 +22,8 @@ from safepoint.errors import Corrupt, ProtocolError
 if TYPE_CHECKING:
     from safepoint._core import ReadPin, ShardReader, StoredPin
 
+    Pin = ReadPin | StoredPin  # One attempt that is held for reading, in memory or in a store.
+
 Table = npt.NDArray[np.uint64]
 
 _BLOCK = 1 << 20
@@ -44,7 +46,7 @@ def stored_dtype(piece: StoredPiece) -> torch.dtype | None:
 class Shards:
     """The shards of one pinned attempt, in memory or in a store; opens each once."""
 
-    def __init__(self, pin: ReadPin | StoredPin) -> None:
+    def __init__(self, pin: Pin) -> None:
         self.pin = pin
         self._readers: dict[int, ShardReader] = {}
 

@@ -46,7 +46,7 @@ from safepoint._walk import describe, paused_collector, read_tensors, walk
 from safepoint.errors import Mismatch
 
 if TYPE_CHECKING:
-    from safepoint._core import ReadPin, StoredPin
+    from safepoint._reads import Pin
 
 _log = logging.getLogger("safepoint")
 # A contiguous tensor in this machine's memory: (dtype, no raw type, shape) as they are stored, address, bytes.
@@ -571,7 +571,7 @@ def _counter_like(old: collections.Counter[Any], new: dict[Any, Any]) -> collect
 
 
 def plan_restore(
-    pin: ReadPin | StoredPin,
+    pin: Pin,
     state: Any,
     rank: int,
     world_size: int,

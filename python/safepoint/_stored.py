@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safepoint import _core, _launch
 from safepoint._objects import Decoder
 from safepoint._reads import Reads, Shards
-from safepoint._restore import plan_restore
 from safepoint._save import settle_all_copies
 from safepoint._shard import Checkpoint
 from safepoint._state import build
-from safepoint.api import RestoreInfo, as_step, restore_info
-from safepoint.errors import InvalidArgument, NotFound
+from safepoint.api import RestoreInfo, as_step, restore_from
+from safepoint.errors import InvalidArgument, NotFound, NotPlain
 
 if TYPE_CHECKING:
     from safepoint._core import StepName, StoredPin
+    from safepoint._objects import Json
+    from safepoint._reads import Pin
 
 # The URL of one step: the store's own, and what docs/formats/store.md puts behind it.
 _STEP_URL = re.compile(r"(.+?)/([A-Za-z0-9_-]{1,200})/step-(\d{1,19})(?:/([0-9a-f]{32}))?/?")
@@ -39,17 +41,45 @@ def load(
     NotFound: no such step. Incomplete, Corrupt: an object of it is missing, or does not match its checksums; an older
     step is read only if it is asked for. NotPlain: a value was saved with pickle.
     """
-    with open_stored(url, namespace=namespace, step=step) as pin:
-        shards = Shards(pin)
-        stored = Checkpoint()
-        for number in range(pin.info.world_size):
-            stored.add(shards.parse(number))
-        reads = Reads(stored, Decoder(allow_pickle))
-        owned = stored.owned()
-        names = [n for n in (*stored.pieces, *stored.values) if n not in owned or owned[n][1] == rank]
-        getters = [(stored.full_path(name), reads.getter(name, None)) for name in names]
-        reads.run(shards)
-        return build([(path, get()) for path, get in getters])
+    with open_step(step_url(url, namespace=namespace, step=step)) as pin:
+        parts = read_parts(pin, Decoder(allow_pickle), rank)
+        return build([(part.path, part.value) for part in parts])
+
+
+class Part(NamedTuple):
+    """A tensor, array or value of a step."""
+
+    name: str
+    path: Sequence[Json]
+    owner: int | None  # The rank whose own it is.
+    value: Any
+
+
+def read_parts(
+    pin: Pin, decoder: Decoder, rank: int | None, refused: Callable[[str, NotPlain], None] | None = None
+) -> list[Part]:
+    """The parts of a step, as new objects; of those that are one rank's own, that rank's (None: all ranks').
+
+    NotPlain: a value was saved with pickle; where `refused` is given, that is told and the value left out.
+    """
+    shards = Shards(pin)
+    stored = Checkpoint()
+    for number in range(pin.info.world_size):
+        stored.add(shards.parse(number))
+    reads = Reads(stored, decoder)
+    owners = {name: rank for name, (_, rank) in stored.owned().items()}
+    getters: list[tuple[str, Callable[[], Any]]] = []
+    for name in (*stored.pieces, *stored.values):
+        if rank is not None and owners.get(name, rank) != rank:
+            continue
+        try:
+            getters.append((name, reads.getter(name, None)))
+        except NotPlain as error:
+            if refused is None:
+                raise
+            refused(name, error)
+    reads.run(shards)
+    return [Part(name, stored.full_path(name), owners.get(name), get()) for name, get in getters]
 
 
 def load_into(
@@ -71,37 +101,53 @@ def load_into(
     """
     settle_all_copies()  # Nothing that is being copied may change under the copy.
     begin = time.perf_counter()
-    own_rank, own_size = _launch.identify(rank, world_size)
-    with open_stored(url, namespace=namespace, step=step) as pin:
-        plan, shards = plan_restore(
-            pin, state, own_rank, own_size, allow_missing=allow_missing, decoder=Decoder(allow_pickle)
+    place = _launch.identify(rank, world_size)
+    with open_step(step_url(url, namespace=namespace, step=step)) as pin:
+        return restore_from(
+            pin,
+            state,
+            place,
+            begin,
+            allow_missing=allow_missing,
+            decoder=Decoder(allow_pickle),
+            verify_first=verify_first,
         )
-        if verify_first:
-            plan.reads.verify(shards)
-        plan.run(shards)
-        return restore_info(pin.info, time.perf_counter() - begin, plan.reads.bytes, shards.source)
 
 
-def open_stored(url: str, *, namespace: str | None, step: int | None) -> StoredPin:
-    """The step that these name; a context manager."""
-    attempt: bytes | None = None
+class StepUrl(NamedTuple):
+    """Which step of a durable tier; None: the only namespace, the newest step, its last try."""
+
+    store: str
+    namespace: str | None
+    step: int | None
+    attempt: bytes | None
+
+
+def step_url(url: str, *, namespace: str | None, step: int | None) -> StepUrl:
+    """What a URL names, of a tier or of one step in it, with what is given beside it."""
     place, parameters, options = url.partition("?")
-    if (match := _STEP_URL.fullmatch(place)) is not None:
-        if namespace is not None or step is not None:
-            raise InvalidArgument(f"{url} names a step: do not give a namespace or step with it")
-        url, namespace, step = f"{match[1]}{parameters}{options}", match[2], int(match[3])
-        attempt = bytes.fromhex(match[4]) if match[4] else None
-    wanted = None if step is None else as_step(step)
+    if (match := _STEP_URL.fullmatch(place)) is None:
+        return StepUrl(url, namespace, None if step is None else as_step(step), None)
+    if namespace is not None or step is not None:
+        raise InvalidArgument(f"{url} names a step: do not give a namespace or step with it")
+    attempt = bytes.fromhex(match[4]) if match[4] else None
+    return StepUrl(f"{match[1]}{parameters}{options}", match[2], as_step(int(match[3])), attempt)
+
+
+def open_step(wanted: StepUrl) -> StoredPin:
+    """A context manager. NotFound: no such step."""
+    url, namespace, step, attempt = wanted
     store = _core.Store(url)
     names = store.steps(namespace or "")
     spaces = sorted({name.ns for name in names})
     if namespace is None and len(spaces) > 1:
         raise InvalidArgument(f"{url} has several namespaces, name one: {', '.join(spaces[:20])}")
-    there = [name for name in names if wanted is None or name.step == wanted]
+    there = [name for name in names if step is None or name.step == step]
     there = [name for name in there if attempt is None or name.attempt == attempt]
     if not there:
         of = f" of namespace {namespace}" if namespace is not None else ""
-        what = f"no step {wanted}{of}" if wanted is not None else f"no whole step{of}"
+        what = f"no step {step}{of}" if step is not None else f"no whole step{of}"
+        what += f" with attempt {attempt.hex()}" if attempt is not None else ""
         steps = ", ".join(str(number) for number in sorted({name.step for name in names})[-20:])
         raise NotFound(f"{url} has {what}; whole steps: {steps or 'none'}")
     return _newest(store, there)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from safepoint._core import AttemptInfo
+    from safepoint._reads import Pin
 
 _log = logging.getLogger("safepoint")
 
@@ -62,6 +63,25 @@ def restore_info(info: AttemptInfo, seconds: float, read: int, source: str) -> R
         seconds=seconds,
         bytes=read,
     )
+
+
+def restore_from(
+    pin: Pin,
+    state: Any,
+    place: tuple[int, int],
+    begin: float,
+    *,
+    allow_missing: bool,
+    decoder: Decoder,
+    verify_first: bool = False,
+    cast: bool = False,
+) -> RestoreInfo:
+    """Restores what is held. `place`: rank and world size; `begin`: when the restore began, by `time.perf_counter`."""
+    plan, shards = plan_restore(pin, state, *place, allow_missing=allow_missing, decoder=decoder, cast=cast)
+    if verify_first:
+        plan.reads.verify(shards)
+    plan.run(shards)
+    return restore_info(pin.info, time.perf_counter() - begin, plan.reads.bytes, shards.source)
 
 
 class Checkpointer:
@@ -174,17 +194,19 @@ class Checkpointer:
             if pin is None:
                 return None
             with pin:
-                info = pin.info
-                rank, world_size = engine.identify()
-                plan, shards = plan_restore(
-                    pin, state, rank, world_size, allow_missing=allow_missing, decoder=decoder, cast=cast
+                info = restore_from(
+                    pin,
+                    state,
+                    engine.identify(),
+                    begin,
+                    allow_missing=allow_missing,
+                    decoder=decoder,
+                    verify_first=verify_first,
+                    cast=cast,
                 )
-                if verify_first:
-                    plan.reads.verify(shards)
-                plan.run(shards)
             if step is not None:
                 engine.branch(info.attempt, fresh=False)
-            return restore_info(info, time.perf_counter() - begin, plan.reads.bytes, shards.source)
+            return info
 
     # --- looking
 

@@ -185,10 +185,11 @@ def process_mode(namespace: str) -> dict[str, Any]:
     kind = AsyncCheckpointerType.PROCESS
     for step in (1, 2):
         value = state(step)
-        writer = dcp.Writer(namespace, step=step, per_rank=["rng"])
+        writer = dcp.Writer(namespace, step=step, per_rank=["rng"], durable=2)
         future = torch_dcp.async_save(value, storage_writer=writer, async_checkpointer_type=kind)
         value["model"]["plain"].zero_()
         future.result(240)
+    assert writer.save is not None and writer.save.wait("durable", timeout=60) == "durable"
     load_and_check(namespace, 2)
     writer = dcp.Writer(namespace, step=3, per_rank=["rng"])
     told = ""
@@ -209,6 +210,17 @@ def process_mode(namespace: str) -> dict[str, Any]:
             told = str(error)
         assert "use THREAD, or planning=" in told, told
     load_and_check(namespace, 2)
+    return {}
+
+
+def from_the_store(namespace: str) -> dict[str, Any]:
+    """What `process_mode` made durable, without asking a daemon."""
+    for planning, function in (("own", dcp.load), ("own", torch_dcp.load), ("dcp", torch_dcp.load)):
+        reader = dcp.Reader(f"file://{sys.argv[1]}/store", namespace="process-mode", planning=planning)
+        target = state(900)
+        function(target, storage_reader=reader)
+        check(target, 2)
+        assert reader.info is not None and reader.info.source == "durable"
     return {}
 
 

@@ -30,6 +30,7 @@ SCENARIOS = [
     "different_steps",
     "changed_structure",
     "process_mode",
+    "from_the_store",  # What the one before made durable.
 ]
 
 
@@ -37,7 +38,10 @@ SCENARIOS = [
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[dict[str, Any]]]]:
     """What every rank found in each scenario; one launch for all, because importing torch takes seconds."""
     folder = tmp_path_factory.mktemp("dcp")
-    daemon = Daemon(folder / "d", "--pool=512MiB", "--extent=1MiB", "--pool-prefault=64MiB")
+    (folder / "store").mkdir()
+    daemon = Daemon(
+        folder / "d", "--pool=512MiB", "--extent=1MiB", "--pool-prefault=64MiB", f"--store=file://{folder}/store"
+    )
     environment = {**os.environ, "SAFEPOINT_SOCKET": daemon.socket, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     program = str(Path(__file__).parent / "dcp_rank.py")
     ranks = [
@@ -81,6 +85,7 @@ def test_no_operation_of_the_process_group_after_the_first_save(found: dict[str,
         "without_collectives_of_torch",
         "another_group",
         "process_mode",
+        "from_the_store",
         "uploads_in_flight",
         "changed_structure",
     ],

@@ -338,3 +338,46 @@ def test_settings_of_a_store_are_checked_at_start(start_daemon: Start, tmp_path:
     ):
         with pytest.raises(AssertionError, match=said):
             start_daemon(flag)
+
+
+def test_import_brings_a_durable_step_into_another_daemons_memory(
+    daemon_with_store: Daemon, start_daemon: Start, url: str, open_job: Job, tmp_path: Path
+) -> None:
+    """From the shell: every rank's own parts, the step's own number unless another is given, and never by surprise."""
+    job = open_job(daemon_with_store, "train")
+    for step in (40, 41):
+        part = state(step) | {"rng": safepoint.PerRank(torch.full((3,), float(step)))}
+        job.save(step, part, durable=True).wait("durable", timeout=30)
+    other = start_daemon()
+    to = ("--socket", other.socket, "--namespace")
+    told = json.loads(cli("import", url, *to, "newest", "--json"))
+    assert (told["step"], told["format"], told["verified"], told["skipped"]) == (41, "store", True, [])
+    assert "train-40 step 7: " in cli("import", f"{url}/train/step-40", *to, "train-40", "--step", "7")
+    for name, step, number in (("newest", 41, 41), ("train-40", 40, 7)):
+        found: dict[str, Any] = state(0) | {"rng": safepoint.PerRank(torch.zeros(3))}
+        info = open_job(other, name).restore(found)
+        assert info is not None and (info.step, info.source) == (number, "memory")
+        assert equal(found, state(step)) and found["rng"].value.tolist() == [step] * 3
+    cli("import", url, *to, "below", "--prefix", "a.b")
+    below = {"a": {"b": state(0)}}
+    assert open_job(other, "below").restore(below) is not None and equal(below["a"]["b"], state(41))
+    assert "--existing" in cli("import", url, *to, "newest", code=2)
+    cli("import", url, *to, "newest", "--existing")
+    assert "--format" in cli("import", url, *to, "x", "--format", "hf", code=2)
+    assert "--step" in cli("import", str(tmp_path), *to, "x", code=2)
+    assert "whole steps: 40, 41" in cli("import", f"{url}/train/step-42", *to, "x", code=1)
+
+
+def test_import_of_a_step_with_pickled_values(daemon_with_store: Daemon, url: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SAFEPOINT_SOCKET", daemon_with_store.socket)
+    with safepoint.Checkpointer("train", rank=0, world_size=1, allow_pickle=True) as job:
+        job.save(1, {"w": torch.ones(2), "odd": slice(1, 2)}, durable=True).wait("durable", timeout=30)
+    to = ("--socket", daemon_with_store.socket, "--namespace")
+    assert "NotPlain: odd" in cli("import", url, *to, "a", code=1)
+    assert json.loads(cli("import", url, *to, "b", "--skip-not-plain", "--json").partition("\nleft")[0])["skipped"] == [
+        "odd"
+    ]
+    cli("import", f"{url}/train/step-1", *to, "c", "--allow-pickle")
+    with safepoint.Checkpointer("c", rank=0, world_size=1, allow_pickle=True) as job:
+        found: dict[str, Any] = {"w": torch.zeros(2), "odd": None}
+        assert job.restore(found) is not None and found["odd"] == slice(1, 2)

@@ -2,7 +2,8 @@
 
 Only for tests of what the Python side decides. `FakeDaemon` is the node; several clients may share one. Its knobs:
 `hold` stops copies until it is set, `fail_copy` and `fail_seal` make transfers fail, `corrupt` names (rank, block) that
-reads refuse.
+reads refuse; with `store` (a URL) it has a durable tier, which every step reaches as soon as it is complete and was
+asked for.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class DaemonInfo:
     retain: int = 2
     pid: int = 1
     private: bool = True
+    store: str = ""
 
 
 @dataclass
@@ -78,6 +80,8 @@ class FakeDaemon:
         self.reads: list[tuple[int, int]] = []  # (rank, number of segments)
         self.requests = 0
         self.fail_reserve: list[errors.SafepointError] = []
+        self.store = ""
+        self.wanted: list[bytes] = []  # Attempts that are to be durable, each time one was asked for.
 
     def space(self, ns: str) -> Namespace:
         return self.spaces.setdefault(ns, Namespace())
@@ -194,6 +198,7 @@ class ShardReader:
     def __init__(self, pin: ReadPin, rank: int) -> None:
         self._daemon = pin.daemon
         self.rank = rank
+        self.from_store = False
         self._data = pin.daemon.space(pin.ns).shards[(pin.info.attempt, rank)]
         self.static_offset, self.structure = pin.daemon.space(pin.ns).structures[(pin.info.attempt, rank)]
         self.length = len(self._data)
@@ -251,7 +256,7 @@ class ReadPin:
 class Client:
     def __init__(self, daemon: FakeDaemon) -> None:
         self._daemon = daemon
-        self.daemon = DaemonInfo()
+        self.daemon = DaemonInfo(store=daemon.store)
         self.socket_path = "/fake"
         self.started_daemon = False
         self.closed = False
@@ -315,13 +320,25 @@ class Client:
             space.attempts.setdefault(attempt, AttemptInfo(attempt, nonce, generation, step, try_number, world_size))
             return Lease(self._daemon, ns, rank, attempt, length)
 
+    def make_durable(self, ns: str, attempt: bytes) -> None:
+        self._daemon.requests += 1
+        assert self._daemon.store, "the engine looks first whether there is a durable tier"
+        assert self._daemon.space(ns).attempts[attempt].state == "open", (
+            "asked before the seal, so that nothing is missed"
+        )
+        self._daemon.wanted.append(attempt)
+
     def wait(self, ns: str, attempt: bytes, level: str, *, timeout: float | None) -> str:
-        if level != "memory":
+        if level == "replicated" or (level == "durable" and not self._daemon.store):
             raise errors.Unavailable(f"this node has no tier for level {level}")
+        if level == "durable" and attempt not in self._daemon.wanted:
+            raise errors.InvalidArgument("nobody asked for durable=True")
         with self._daemon.changed:
             info = self._daemon.space(ns).attempts[attempt]
             if not self._daemon.changed.wait_for(lambda: info.state == "complete", timeout):
                 raise errors.DeadlineExceeded("not complete")
+            if attempt in self._daemon.wanted:
+                info.level = "durable"
             return info.level
 
     def latest(self, ns: str, level: str = "memory") -> AttemptInfo:

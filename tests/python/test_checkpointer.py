@@ -389,7 +389,7 @@ def test_lost_generation_is_opened_again(fake: FakeDaemon) -> None:
 
 
 def test_durable_is_refused_before_anything_is_copied(fake: FakeDaemon) -> None:
-    with pytest.raises(errors.Unavailable, match="no durable tier is configured"):
+    with pytest.raises(errors.Unavailable, match="no durable tier"):
         checkpointer().save(1, {"x": Opaque()}, durable=True)
     save = checkpointer().save(1, {"x": 1})
     with pytest.raises(errors.Unavailable):

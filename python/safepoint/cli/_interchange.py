@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -39,7 +39,7 @@ def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _files_reported(directory: Path) -> Iterator[None]:
+def _files_reported(directory: Path | str) -> Iterator[None]:
     """What the file system refuses, as one line and an exit code."""
     try:
         yield
@@ -120,9 +120,14 @@ def export(
 
 
 def import_(
-    directory: Annotated[Path, typer.Argument(help="A DCP folder, or one of safetensors files.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIRECTORY|URL", help="A DCP folder, one of safetensors files, or a durable tier or step in it."
+        ),
+    ],
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where the step goes.")],
-    step: Annotated[int, typer.Option(min=0)],
+    step: Annotated[int | None, typer.Option(min=0, help="Default: the number of a durable step.")] = None,
     format: Annotated[
         Literal["dcp", "safetensors", "hf"] | None, typer.Option(help="Default: what the folder looks like.")
     ] = None,
@@ -139,29 +144,36 @@ def import_(
     socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
-    """Save what DIRECTORY holds as an ordinary step in memory. Nothing in it is trusted; no unrestricted unpickling."""
-    from safepoint.interchange import import_folder
+    """Save what a folder or a durable step (file:///path, s3://bucket/base/run-3/step-40) holds as an ordinary step in
+    memory. Nothing in a folder is trusted; no unrestricted unpickling.
+    """
+    from safepoint.interchange import ImportInfo, import_folder, import_stored
+
+    def bring(progress: Callable[[int, int], None]) -> ImportInfo:
+        choices: dict[str, Any] = {
+            "prefix": prefix,
+            "skip_not_plain": skip_not_plain,
+            "allow_pickle": allow_pickle,
+            "existing": existing,
+        }
+        if "://" in source:
+            if format is not None:
+                raise errors.InvalidArgument("--format is a folder's; a durable step has one format only")
+            return import_stored(source, namespace, step, **choices)
+        if step is None:
+            raise errors.InvalidArgument("a folder does not say which step it is: --step")
+        return import_folder(source, namespace, step, format=format, progress=progress, **choices)
 
     with reported():
         client = connect(socket)  # Only a daemon that is there: an imported step is for others to use.
         os.environ["SAFEPOINT_SOCKET"] = client.socket_path
-        with _files_reported(directory), _bar(f"step {step}", as_json) as progress:
-            info = import_folder(
-                directory,
-                namespace,
-                step,
-                format=format,
-                prefix=prefix,
-                skip_not_plain=skip_not_plain,
-                allow_pickle=allow_pickle,
-                existing=existing,
-                progress=progress,
-            )
+        with _files_reported(source), _bar("import", as_json) as progress:
+            info = bring(progress)
         if as_json:
             return print_json(
                 {
                     "namespace": namespace,
-                    "step": step,
+                    "step": info.step,
                     "attempt": info.attempt.hex(),
                     "format": info.format,
                     "parts": info.parts,
@@ -174,7 +186,7 @@ def import_(
                 f"left out, not plain: {_listed(info.skipped)}", style="yellow", highlight=False, soft_wrap=True
             )
         console.print(
-            f"{namespace} step {step}: {info.parts} parts of {directory} ({info.format}), level memory"
+            f"{namespace} step {info.step}: {info.parts} parts of {info.source} ({info.format}), level memory"
             + (", checksums match" if info.verified else ""),
             highlight=False,
             soft_wrap=True,

@@ -12,7 +12,6 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from safepoint._engine import Engine
 from safepoint.dcp import _torch, _writer
 from safepoint.dcp._reader import Reader
 from safepoint.dcp._target import CheckpointId, agreed_step
@@ -67,7 +66,7 @@ def async_save(
             'Writer(planning="dcp") lets DCP and its planner decide what is saved'
         )
     _check_options(torch_options)
-    _check_group(writer.checkpointer._engine, process_group)
+    _check_group(writer.checkpointer._engine.identify(), process_group)
     save = writer.begin(state_dict, agreed_step(writer.step, checkpoint_id, writer.namespace))
     return _future_of(save, writer._deadline)
 
@@ -81,7 +80,8 @@ def load(
     process_group: ProcessGroup | None = None,
     no_dist: bool = False,
 ) -> None:
-    """`torch.distributed.checkpoint.load` without its planning and collectives: `Checkpointer.restore`, in place.
+    """`torch.distributed.checkpoint.load` without its planning and collectives: `Checkpointer.restore`, in place, or
+    `safepoint.load_into` where the reader's target is a URL.
 
     With `Reader(planning="dcp")`, or a planner that does more than torch's own, this is torch's function.
     """
@@ -97,7 +97,7 @@ def load(
         )
         return
     if not no_dist:
-        _check_group(reader.checkpointer._engine, process_group)
+        _check_group(reader.identify(), process_group)
     reader.reset(checkpoint_id)
     reader.read_into(state_dict, allow_missing=getattr(planner, "allow_partial_load", False))
 
@@ -121,16 +121,15 @@ def _check_options(options: dict[str, Any]) -> None:
         raise InvalidArgument("the writer stages by itself: leave async_stager out")
 
 
-def _check_group(engine: Engine, group: ProcessGroup | None) -> None:
-    """A smaller group saves a smaller world, which the writer must know of."""
+def _check_group(place: tuple[int, int], group: ProcessGroup | None) -> None:
+    """A smaller group saves a smaller world, which the writer must know of. `place`: its rank and world size."""
     if group is None:
         return
-    rank, world_size = engine.identify()
     of_group = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-    if of_group != (rank, world_size):
+    if of_group != place:
         raise InvalidArgument(
-            f"this process is rank {of_group[0]} of {of_group[1]} in the process group, and {rank} of {world_size} for "
-            "the writer or reader: give it rank= and world_size="
+            f"this process is rank {of_group[0]} of {of_group[1]} in the process group, and {place[0]} of "
+            f"{place[1]} for the writer or reader: give it rank= and world_size="
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from safepoint._boxes import Box
-from safepoint._core import ReadPin
 from safepoint._objects import Decoder
 from safepoint._reads import Reads, Shards, stored_dtype
 from safepoint._restore import plan_from
@@ -25,33 +24,40 @@ from safepoint._torch import not_expanded, same_bits, strides_overlap
 from safepoint.api import Checkpointer, RestoreInfo, restore_info
 from safepoint.dcp import _torch, _uploads
 from safepoint.dcp._metadata import make_metadata
-from safepoint.dcp._target import CheckpointId, agreed_step, checkpointer_for, is_ours
+from safepoint.dcp._source import Memory, source_of
+from safepoint.dcp._target import CheckpointId, agreed_step, is_ours
 from safepoint.dcp._writer import Planning
 from safepoint.errors import Closed, InvalidArgument, Mismatch, NotFound, ProtocolError, SafepointError
+
+if TYPE_CHECKING:
+    from safepoint._reads import Pin
 
 _UPLOAD_SECONDS = 600.0  # How long a load waits for the uploads before it: as long as a writer's default deadline.
 
 
 class Reader(StorageReader):
-    """Loads into what `torch.distributed.checkpoint.load` is given, from the memory of the cluster, verified.
+    """Loads into what `torch.distributed.checkpoint.load` is given, from the memory of the cluster or a durable tier,
+    verified.
 
     Every layout loads into every other one: other world sizes, meshes and placements; only the ranges that this rank
     needs are copied. All ranks load the same attempt.
 
-    `target`: the namespace, or a Checkpointer. `step`: None for the newest complete one; a checkpoint id that ends in a
-    number names it as well. After a load of a step by number saving goes on from there, as with `Checkpointer.restore`.
+    `target`: the namespace, or a Checkpointer; or the URL of a durable tier or of a step in it ("s3://bucket/base",
+    "file:///mnt/checkpoints/run-3/step-40"), which is read without a daemon, as `safepoint.load` does, with `namespace`
+    where the tier has several. `step`: None for the newest complete one; a checkpoint id that ends in a number names it
+    as well. After a load from memory of a step by number saving goes on from there, as with `Checkpointer.restore`.
     `planning`: "own" reads straight into the state, without DCP's plan; "dcp" reads what DCP's planner asks for, item
-    by item, which a planner of your own needs. `allow_pickle`: read what was saved with
-    it.
+    by item, which a planner of your own needs. `allow_pickle`: read what was saved with it.
 
-    NotFound, Lost, Unavailable, Corrupt, Mismatch as in `Checkpointer.restore`; torch wraps what `read_metadata`
-    raises.
+    NotFound, Lost, Unavailable, Corrupt, Mismatch as in `Checkpointer.restore`, of a URL as in `safepoint.load`; torch
+    wraps what `read_metadata` raises.
     """
 
     def __init__(
         self,
         target: str | Checkpointer,
         *,
+        namespace: str | None = None,
         step: int | None = None,
         planning: Planning = "own",
         allow_pickle: bool = False,
@@ -61,12 +67,14 @@ class Reader(StorageReader):
         super().__init__()
         if planning not in ("own", "dcp"):
             raise InvalidArgument(f'planning must be "own" or "dcp", not {planning!r}')
-        self.step = step
+        self._source = source_of(target, namespace=namespace, rank=rank, world_size=world_size)
+        if step is not None and self._source.step is not None:
+            raise InvalidArgument(f"{target} names a step: do not give another")
+        self.step = self._source.step if step is None else step
         self.planning: Planning = planning
-        self.checkpointer = checkpointer_for(target, rank=rank, world_size=world_size)
         self._allow_pickle = allow_pickle
         self._checkpoint_id: CheckpointId = None
-        self._pin: ReadPin | None = None
+        self._pin: Pin | None = None
         self._shards: Shards | None = None
         self._stored = Checkpoint()
         self._begin = 0.0
@@ -74,27 +82,36 @@ class Reader(StorageReader):
 
     # --- for users
 
+    @property
+    def checkpointer(self) -> Checkpointer:
+        """The Checkpointer that was given, or this process's of the namespace. InvalidArgument: a URL has none."""
+        if not isinstance(self._source, Memory):
+            raise InvalidArgument("a durable tier is read without a Checkpointer")
+        return self._source.checkpointer
+
+    def identify(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return self._source.identify()
+
     def metadata(self, attempt: bytes | None = None) -> Metadata:
         """DCP's metadata of an attempt (None: of the step that a load would take), pieces included."""
-        client = self.checkpointer._engine.client
-        with client.open_read(self.checkpointer.namespace, step=None if attempt else self.step, attempt=attempt) as pin:
-            return make_metadata(_merged(Shards(pin)), self.checkpointer._engine.identify()[0], chunks=True)
+        with self._source.look(None if attempt else self.step, attempt) as pin:
+            return make_metadata(_merged(Shards(pin)), self._rank(), chunks=True)
 
     def read_into(self, state_dict: Any, *, allow_missing: bool = False) -> RestoreInfo:
         """Loads without torch: `safepoint.dcp.load` is made of it."""
-        step = self._wanted()
-        decoder = Decoder(self._allow_pickle or self.checkpointer._engine.allow_pickle)
-        info = self.checkpointer._restore(state_dict, step, allow_missing=allow_missing, decoder=decoder, cast=True)
+        decoder = Decoder(self._allow_pickle or self._source.allow_pickle)
+        info = self._source.restore(state_dict, self._wanted(), allow_missing=allow_missing, decoder=decoder)
         if info is None:
             raise self._never()
         self.info = info
         return info
 
     def _wanted(self) -> int | None:
-        return agreed_step(self.step, self._checkpoint_id, self.checkpointer.namespace)
+        return agreed_step(self.step, self._checkpoint_id, self._source.namespace)
 
     def _never(self) -> NotFound:
-        return NotFound(f"namespace {self.checkpointer.namespace} has no complete step")
+        return NotFound(f"namespace {self._source.namespace} has no complete step")
 
     # --- StorageReader
 
@@ -109,19 +126,16 @@ class Reader(StorageReader):
         where the first call failed.
         """
         try:
-            engine = self.checkpointer._engine
-            engine.check_usable()
             _uploads.wait_before_collectives(_UPLOAD_SECONDS, "load")
             settle_all_copies()
             self._close()
             self._begin = time.perf_counter()
-            with engine.lock:
-                self._pin = engine.open_read(self._wanted())
+            self._pin = self._source.open(self._wanted())
             if self._pin is None:
                 raise self._never()
             self._shards = Shards(self._pin)
             self._stored = _merged(self._shards)
-            return make_metadata(self._stored, engine.identify()[0], chunks=self.planning == "dcp")
+            return make_metadata(self._stored, self._rank(), chunks=self.planning == "dcp")
         except SafepointError as error:
             # torch shows only the text of the error.
             raise type(error)(f"{type(error).__name__}: {error}") from error
@@ -150,10 +164,8 @@ class Reader(StorageReader):
             read = (
                 self._read_plan(plan, planner, shards) if self.planning == "dcp" else self._read_state(planner, shards)
             )
-            engine = self.checkpointer._engine
             if self._wanted() is not None:
-                with engine.lock:
-                    engine.branch(pin.info.attempt, fresh=False)
+                self._source.loaded(pin)
             self.info = restore_info(pin.info, time.perf_counter() - self._begin, read, shards.source)
         finally:
             self._close()
@@ -167,7 +179,7 @@ class Reader(StorageReader):
 
     # --- inside
 
-    def _opened(self) -> tuple[ReadPin, Shards]:
+    def _opened(self) -> tuple[Pin, Shards]:
         if self._pin is None or self._shards is None:
             raise Closed("this load was ended, or read_metadata was never called")
         return self._pin, self._shards
@@ -270,7 +282,7 @@ class Reader(StorageReader):
             reads.converted(target, buffer)
 
     def _rank(self) -> int:
-        return self.checkpointer._engine.identify()[0]
+        return self._source.identify()[0]
 
 
 def _offsets(piece: Any) -> tuple[int, ...]:

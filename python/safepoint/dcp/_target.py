@@ -62,7 +62,7 @@ def is_ours(checkpoint_id: object) -> bool:
     return isinstance(checkpoint_id, str | os.PathLike) and str(checkpoint_id).startswith("safepoint:")
 
 
-def step_of_id(checkpoint_id: CheckpointId, namespace: str) -> int | None:
+def step_of_id(checkpoint_id: CheckpointId, namespace: str | None) -> int | None:
     """The step that a checkpoint id names; None when it names none.
 
     `safepoint://NAMESPACE/step-N`, or a path whose last part is a number, alone or behind the word step, checkpoint or
@@ -77,6 +77,8 @@ def step_of_id(checkpoint_id: CheckpointId, namespace: str) -> int | None:
         raise InvalidArgument(f"a checkpoint id is a text, a path or a step's number, not {checkpoint_id!r:.100}")
     text = path.strip()
     if url := _URL.fullmatch(text):
+        if namespace is None:
+            raise InvalidArgument(f"checkpoint id {text!r} names a namespace: give it to the Reader, as namespace=")
         if url["namespace"] != namespace:
             raise InvalidArgument(f"checkpoint id {text!r} is of namespace {url['namespace']!r}, not {namespace!r}")
         return as_step(int(url["step"]))
@@ -87,7 +89,7 @@ def step_of_id(checkpoint_id: CheckpointId, namespace: str) -> int | None:
     return as_step(int(found[1])) if found else None
 
 
-def agreed_step(step: int | None, checkpoint_id: CheckpointId, namespace: str) -> int | None:
+def agreed_step(step: int | None, checkpoint_id: CheckpointId, namespace: str | None) -> int | None:
     """The step that was set, or that the id names. InvalidArgument: they disagree."""
     named = step_of_id(checkpoint_id, namespace)
     if step is not None and named is not None and step != named:

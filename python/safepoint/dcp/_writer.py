@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future as ConcurrentFuture
@@ -58,6 +59,9 @@ class Writer(StorageWriter, AsyncStager):
     planning to DCP and to the `planner` given to it, at the price of a second copy in memory and of DCP's collectives.
     `mode`, `optimizers`, `size_hint`, `allow_pickle`, `rank`, `world_size`: as of `Checkpointer`, for a target that is
     a namespace. A hint has no effect once the session has one or has saved, so each new writer may be given it.
+    `durable`: the daemon also brings every step (True), or every step that is a multiple of a number, to its durable
+    tier, in the background; `writer.save.wait("durable")` waits for the step that was saved last. Where the daemon has
+    no such tier, every save of such a writer raises Unavailable before anything is sent.
     `deadline`: seconds until a save that does not become complete (another rank failed) is an error.
 
     Errors are safepoint's own; `stage` raises them in the trainer's thread, before anything is sent where that is
@@ -71,6 +75,7 @@ class Writer(StorageWriter, AsyncStager):
         step: int | None = None,
         per_rank: Iterable[str] = (),
         planning: Planning = "own",
+        durable: bool | int = False,
         mode: Mode = "blocking",
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
         size_hint: int | None = None,
@@ -84,6 +89,7 @@ class Writer(StorageWriter, AsyncStager):
             raise InvalidArgument(f'planning must be "own" or "dcp", not {planning!r}')
         if planning == "dcp" and mode == "guarded":
             raise InvalidArgument('mode="guarded" copies in the background what planning="dcp" must stage at once')
+        every = _durable_every(durable)
         self.checkpointer = checkpointer_for(
             target,
             rank=rank,
@@ -94,15 +100,22 @@ class Writer(StorageWriter, AsyncStager):
             allow_pickle=allow_pickle,
             use=_use(planning),
         )
-        self._set_up(self.checkpointer.namespace, step, planning, per_rank, deadline)
+        self._set_up(self.checkpointer.namespace, step, planning, per_rank, every, deadline)
 
     def _set_up(
-        self, namespace: str, step: int | None, planning: Planning, per_rank: Iterable[str], deadline: float
+        self,
+        namespace: str,
+        step: int | None,
+        planning: Planning,
+        per_rank: Iterable[str],
+        every: int,
+        deadline: float,
     ) -> None:
         self.namespace = namespace
         self.step = step
         self.planning: Planning = planning
         self._per_rank = PerRankNames(per_rank)
+        self._durable_every = every
         self._deadline = deadline
         self._lock = threading.Lock()
         self._staged: list[_uploads.Upload] = []  # Those that torch's thread has not come for yet.
@@ -129,12 +142,14 @@ class Writer(StorageWriter, AsyncStager):
             "step": self.step if upload is None else upload.step,
             "planning": self.planning,
             "per_rank": self._per_rank.patterns,
+            "durable_every": self._durable_every,
             "deadline": self._deadline,
             "ticket": None if upload is None or upload.save is None else _confirm.issue(upload.save),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._set_up(state["namespace"], state["step"], state["planning"], state["per_rank"], state["deadline"])
+        names = ("namespace", "step", "planning", "per_rank", "durable_every", "deadline")
+        self._set_up(*(state[name] for name in names))
         self._unpickled, self._ticket = True, state["ticket"]
         if self._ticket is None:
             place = {name: state[name] for name in ("rank", "world_size", "allow_pickle")}
@@ -144,7 +159,10 @@ class Writer(StorageWriter, AsyncStager):
 
     @property
     def save(self) -> Save | None:
-        """The save that was begun last."""
+        """The save that was begun last, to wait for a level of it: `writer.save.wait("durable")`.
+
+        With planning="dcp" it is begun in torch's thread: ask when the future has its result.
+        """
         return self._save
 
     def metadata(self) -> Metadata:
@@ -159,8 +177,18 @@ class Writer(StorageWriter, AsyncStager):
     def begin(self, state_dict: dict[str, Any], step: int | None = None, *, hold: bool = False) -> Save:
         """Saves with own planning, without torch; `stage` and `safepoint.dcp.async_save` are made of it."""
         number = self._known_step(self.step if step is None else step)
-        self._save = save = self.checkpointer._engine.save(number, self._per_rank.mark(state_dict), hold=hold)
+        self._check_durable()
+        durable = self._durable_every > 0 and number % self._durable_every == 0
+        engine = self.checkpointer._engine
+        self._save = save = engine.save(number, self._per_rank.mark(state_dict), hold=hold, durable=durable)
         return save
+
+    def _check_durable(self) -> None:
+        """Unavailable: some steps are to be durable, and the daemon has no tier for it; told by the first save, whether
+        it is one of them or not.
+        """
+        if self._durable_every:
+            self.checkpointer._engine.check_durable()
 
     def _known_step(self, step: int | None) -> int:
         if step is None:
@@ -197,6 +225,7 @@ class Writer(StorageWriter, AsyncStager):
             raise DeadlineExceeded(f"the save before has not ended after {self._deadline:.0f} s; nothing was saved")
         if self.planning == "dcp":
             step = self._known_step(self.step)
+            self._check_durable()
             stager = DefaultStager(StagingOptions(False, False, False, False))
             try:
                 staged = stager.stage(with_plain_bits(state_dict))  # torch's stager forgets the bits.
@@ -292,6 +321,19 @@ def _check_steps(results: list[list[WriteResult]]) -> None:
     if len(set(steps.values())) > 1:
         told = ", ".join(f"rank {rank} step {step}" for rank, step in list(steps.items())[:_LISTED])
         raise InvalidArgument(f"the ranks save different steps, which never become complete: {told}")
+
+
+def _durable_every(durable: bool | int) -> int:
+    """As a number of steps; 0: none."""
+    if isinstance(durable, bool):
+        return int(durable)
+    try:
+        every = operator.index(durable)
+    except TypeError as error:
+        raise InvalidArgument(f"durable must be True, False or a number of steps, not {durable!r}") from error
+    if every < 1:
+        raise InvalidArgument(f"durable={every}: a number of steps is at least 1, and False is never")
+    return every
 
 
 def _use(planning: Planning) -> str:

@@ -5,6 +5,6 @@ What each format carries, and how to open it with which tool: docs/interchange.m
 """
 
 from safepoint.interchange._export import ExportFormat, ExportInfo, export_step
-from safepoint.interchange._import import ImportFormat, ImportInfo, import_folder
+from safepoint.interchange._import import ImportFormat, ImportInfo, import_folder, import_stored
 
-__all__ = ["ExportFormat", "ExportInfo", "ImportFormat", "ImportInfo", "export_step", "import_folder"]
+__all__ = ["ExportFormat", "ExportInfo", "ImportFormat", "ImportInfo", "export_step", "import_folder", "import_stored"]

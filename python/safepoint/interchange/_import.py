@@ -1,19 +1,22 @@
-"""Bringing a folder of another tool's into memory as an ordinary step."""
+"""Bringing a folder of another tool's, or a step of a durable tier, into memory as an ordinary step."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safepoint import _connect, _files
+from safepoint._objects import Decoder
+from safepoint._stored import open_step, read_parts, step_url
 from safepoint.api import Checkpointer
 from safepoint.errors import InvalidArgument, NotFound
 from safepoint.interchange._dcp_import import METADATA, load_dcp
 from safepoint.interchange._hf_export import INDEX
 from safepoint.interchange._safetensors_import import load_safetensors
 from safepoint.interchange._source import Progress
-from safepoint.interchange._state import Values
+from safepoint.interchange._state import Loaded, Values
 
 ImportFormat = Literal["dcp", "safetensors", "hf"]
 _SAVE_SECONDS = 600.0
@@ -23,14 +26,14 @@ _SAVE_SECONDS = 600.0
 class ImportInfo:
     """What an import saved; `skipped` names what was left out as not plain."""
 
-    directory: Path
-    format: str
+    source: str  # The folder, or the URL.
+    format: str  # "store" for a URL.
     namespace: str
     step: int
     attempt: bytes
     parts: int
     skipped: tuple[str, ...]
-    verified: bool  # The folder had checksums of ours, and every byte matches.
+    verified: bool  # There were checksums of ours, and every byte matches.
 
 
 def detect_format(directory: Path) -> ImportFormat:
@@ -95,19 +98,47 @@ def import_folder(
         loaded = load_dcp(directory, values, progress or (lambda done, total: None))
     else:
         loaded = load_safetensors(directory, values)
-    with Checkpointer(namespace, rank=0, world_size=1, allow_pickle=allow_pickle) as checkpointer:
-        save = checkpointer.save(step, loaded.state(prefix))
+    info = ImportInfo(str(directory), chosen, namespace, step, b"", len(loaded.leaves), (), verified)
+    return _save(info, loaded.state(prefix), values)
+
+
+def import_stored(
+    url: str,
+    namespace: str,
+    step: int | None = None,
+    *,
+    prefix: str = "",
+    skip_not_plain: bool = False,
+    allow_pickle: bool = False,
+    existing: bool = False,
+) -> ImportInfo:
+    """Saves a durable step in memory as `step` of `namespace` (None: under its own number), by one rank.
+
+    `url`: of a durable tier, whose newest step it is, or of one step in it, as in `safepoint.load`; several namespaces
+    need the latter. Parts that were each rank's own are kept, each for its rank. `prefix`, `skip_not_plain`,
+    `allow_pickle`, `existing` and errors as in `import_folder`, and those of `safepoint.load`. The whole state is held
+    in memory once beside the save.
+    """
+    if skip_not_plain and allow_pickle:
+        raise InvalidArgument("skip_not_plain and allow_pickle exclude each other")
+    if not existing:
+        _check_new(namespace)
+    values = Values(skip=skip_not_plain, allow_pickle=allow_pickle)
+    loaded = Loaded()
+    with open_step(step_url(url, namespace=None, step=None)) as pin:
+        for part in read_parts(pin, Decoder(allow_pickle), None, values.refuse):
+            loaded.add(part.name, part.path, part.value, per_rank=part.owner is not None)
+        number = pin.info.step if step is None else step
+    info = ImportInfo(url, "store", namespace, number, b"", len(loaded.leaves), (), True)
+    return _save(info, loaded.state(prefix), values)
+
+
+def _save(info: ImportInfo, state: Any, values: Values) -> ImportInfo:
+    """Returns it with what is known when the step is complete in memory."""
+    with Checkpointer(info.namespace, rank=0, world_size=1, allow_pickle=values.allow_pickle) as checkpointer:
+        save = checkpointer.save(info.step, state)
         save.wait("memory", timeout=_SAVE_SECONDS)
-        return ImportInfo(
-            directory=directory,
-            format=chosen,
-            namespace=namespace,
-            step=step,
-            attempt=save.attempt,
-            parts=len(loaded.leaves),
-            skipped=tuple(values.skipped),
-            verified=verified,
-        )
+        return dataclasses.replace(info, attempt=save.attempt, skipped=tuple(values.skipped))
 
 
 def _check_new(namespace: str) -> None:
