@@ -234,13 +234,13 @@ def kill_worker(daemon: Daemon, store: Store, job: Job) -> dict[str, Any]:
 
 
 def kill_everything(daemon: Daemon, store: Store, job: Job, after_step: int) -> dict[str, Any]:
-    """When there is a newer durable step and, only in memory, a still newer one."""
+    """When a step is durable that is not older than `after_step`, and two newer ones are in memory alone."""
 
-    def newer() -> int | None:
-        durable, memory = acknowledged(job, "durable"), acknowledged(job)
-        return durable[-1] if durable and durable[-1] > after_step and memory[-1] > durable[-1] else None
+    def ready() -> bool | None:
+        durable, memory = acknowledged(job, "durable")[-1:], acknowledged(job)[-2:]
+        return True if durable and durable[0] >= after_step and memory[0] > durable[0] else None
 
-    until("kill c: a durable step and a newer one in memory", job, newer)
+    until("kill c: a durable step and two newer ones in memory", job, ready)
     killed = [daemon.process.pid, daemon.worker_pid()]
     at = time.time()
     for pid in killed:
@@ -331,6 +331,7 @@ def record(daemon: Daemon, job: Job, troubles: dict[str, dict[str, Any]]) -> dic
             if e["attempt"] in attempts:
                 attempts[e["attempt"]][key] = log_time(e)
     end = max(e.get("durable", e["memory"]) for e in [*attempts.values(), {"memory": steps[-1]["time"]}])
+    end += 0.03 * (end - steps[0]["time"])  # So that the level of the last step can be seen.
     wished = {e["attempt"] for e in daemon.events("durable_wanted")}
     for name, attempt in attempts.items():
         attempt["wished"] = name in wished
@@ -346,12 +347,8 @@ def record(daemon: Daemon, job: Job, troubles: dict[str, dict[str, Any]]) -> dic
         "worker_killed": troubles["b"]["time"],
         "all_killed": lost,
         "resumed": troubles["c"]["durable"],
-        "store": daemon_store(daemon),
+        "store": str(daemon.events("attempt_durable")[-1]["store"]).partition(":")[0],
     }
-
-
-def daemon_store(daemon: Daemon) -> str:
-    return str(daemon.events("attempt_durable")[-1]["store"]).partition(":")[0]
 
 
 def picture(path: Path, told: dict[str, Any]) -> None:
@@ -407,10 +404,11 @@ def picture(path: Path, told: dict[str, Any]) -> None:
     axes.annotate(
         f"resumed from the store,\nstep {told['resumed']}",
         (resumed, told["resumed"]),
-        xytext=(6, -12),
+        xytext=(-6, 10),
         textcoords="offset points",
         fontsize=8,
-        va="top",
+        ha="right",
+        va="bottom",
     )
     handles = [Patch(color=color, label=name) for name, color in colors.items()]
     axes.legend(handles=handles, fontsize=8, loc="upper left")
@@ -437,7 +435,7 @@ def summary(job: Job, store: Store, troubles: dict[str, dict[str, Any]], restore
     table.add_row(
         "b",
         f"SIGKILL of the worker ({met(b)})",
-        f"the next worker stored {b['shards_left']} of {RANKS} shards, which were left; "
+        f"{b['shards_left']} of {RANKS} shards were left, which the next worker stored; "
         f"durable {b['durable_after']:.1f} s later; no restart",
     )
     table.add_row(
@@ -466,10 +464,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/demo-durable"))
     parser.add_argument("--s3", action="store_true", help="the store is an S3 gateway (Ceph) instead of a folder")
-    parser.add_argument("--steps", type=int, default=200, help="a multiple of --durable-every, at least four times it")
+    parser.add_argument("--steps", type=int, help="a multiple of --durable-every, at least four times it (S3: six)")
     parser.add_argument("--save-every", type=int, default=10)
     parser.add_argument("--durable-every", type=int, default=50)
     args = parser.parse_args(words)
+    if args.steps is None:  # A store that is slower needs more training to be met by.
+        args.steps = args.durable_every * (6 if args.s3 else 4)
     if min(args.save_every, args.durable_every) < 1 or args.durable_every % args.save_every:
         parser.error("--durable-every has to be a multiple of --save-every")
     if args.steps % args.durable_every or args.steps < 4 * args.durable_every:

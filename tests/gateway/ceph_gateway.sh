@@ -106,28 +106,37 @@ start() {
 
 up() {
   local port
+  kill_programs rgw  # One that was killed may not have let go of the port yet.
   port=$(sed -n 's/^rgw frontends = .*:\([0-9]*\)$/\1/p' "$dir/ceph.conf")
   launch rgw radosgw --name client.rgw.test
   await "the gateway" bash -c "exec 3<>/dev/tcp/127.0.0.1/$port"
 }
 
+# Sends SIGKILL to a program of the cluster and prints its process; nothing if it does not run.
+kill_program() {
+  local pid
+  [[ -e $dir/$1.pid ]] || return 0
+  pid=$(<"$dir/$1.pid")
+  # The pid may be somebody else's by now: only a process that runs with our configuration is ours.
+  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/ceph.conf" || return 0
+  kill -KILL "$pid"
+  echo "$pid"
+}
+
+# Returns when they have ended.
 kill_programs() {
   local name pid tries
   for name in "$@"; do
-    [[ -e $dir/$name.pid ]] || continue
-    pid=$(<"$dir/$name.pid")
-    # The pid may be somebody else's by now: only a process that runs with our configuration is ours.
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/ceph.conf" || continue
-    kill -KILL "$pid"
+    pid=$(kill_program "$name")
     for ((tries = 0; tries < 100; ++tries)); do
-      [[ -e /proc/$pid ]] || break
+      [[ -n $pid && -e /proc/$pid ]] || break
       sleep 0.05
     done
   done
 }
 
 down() {
-  kill_programs rgw
+  kill_program rgw >/dev/null
 }
 
 stop() {
