@@ -362,7 +362,7 @@ def picture(path: Path, told: dict[str, Any]) -> None:
         "in memory": "tab:blue",
         "in memory, on its way to the store": "orange",
         "in memory and durable": "tab:green",
-        "durable": "lightgreen",
+        "durable, gone from memory": "lightgreen",
     }
     figure, axes = pyplot.subplots(figsize=(10, 5.5))
     begin = told["begin"]
@@ -379,7 +379,7 @@ def picture(path: Path, told: dict[str, Any]) -> None:
         )
         if "durable" in attempt:
             bar(step, durable, gone, "in memory and durable")
-            bar(step, max(durable, gone), told["end"], "durable")
+            bar(step, max(durable, gone), told["end"], "durable, gone from memory")
     axes.plot(
         [t - begin for t, _ in told["training"]],
         [s for _, s in told["training"]],
@@ -398,7 +398,7 @@ def picture(path: Path, told: dict[str, Any]) -> None:
     ]
     for at, text in marks:
         axes.axvline(at, color="crimson", linestyle=":", linewidth=1.2)
-        axes.text(at, 1.01, text, color="crimson", fontsize=8, ha="center", va="bottom", transform=top)
+        axes.text(at, 0.98, f"{text} ", color="crimson", fontsize=9, rotation=90, ha="right", va="top", transform=top)
     resumed = next(t for t, _ in told["training"] if t > told["all_killed"]) - begin
     axes.plot(resumed, told["resumed"], marker="^", color="black", markersize=9, zorder=4)
     axes.annotate(
@@ -411,9 +411,9 @@ def picture(path: Path, told: dict[str, Any]) -> None:
         va="bottom",
     )
     handles = [Patch(color=color, label=name) for name, color in colors.items()]
-    axes.legend(handles=handles, fontsize=8, loc="upper left")
+    axes.legend(handles=handles, fontsize=8, loc="lower right")
     axes.set(xlabel="seconds of training", ylabel="step", xlim=(0, told["end"] - begin))
-    axes.set_title(f"Where each saved step is; the store is {told['store']}://", pad=22)
+    axes.set_title(f"Where each saved step is; the store is {told['store']}://")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
