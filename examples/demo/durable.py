@@ -541,9 +541,9 @@ def main() -> int:
         console.print(f"took {time.monotonic() - began:.0f} s")
         console.print(f"[green]passed[/green]; picture: {out / 'demo-durable.png'}")
         return 0
-    except DemoFailed as failure:
+    except (DemoFailed, safepoint.SafepointError) as failure:
         console.print("failed", style="red", end=": ")
-        console.print(str(failure), markup=False, highlight=False)
+        console.print(f"{type(failure).__name__}: {failure}", markup=False, highlight=False)
         return 1
     finally:
         for each in (job, reference, daemon, store):
