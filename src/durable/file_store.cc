@@ -97,7 +97,7 @@ Status Store::Call::Explain(const Status& status) const {
   if (status.ok()) return status;
   // An open directory that somebody removed is empty for ever. "No such object" would then be a guess (I-31).
   if (status.code() == StatusCode::kNotFound && IsRemoved(store.base_.get())) {
-    return {StatusCode::kUnavailable, what + ": the base directory has been removed; make it again (or mount it) and restart"};
+    return {StatusCode::kUnavailable, what + ": the base directory has been removed; make it again, or mount it"};
   }
   return WithContext(what, status);
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 import typer
 
 from safepoint import _core, errors
-from safepoint._stored import open_stored
+from safepoint._stored import StepUrl, open_step
 from safepoint.cli._common import connect, the_namespace
 
 Store = Annotated[
@@ -76,12 +76,7 @@ class StorePlace:
         return sorted(found, key=lambda f: (f[1].info.generation, f[1].info.step, f[1].info.try_number), reverse=True)
 
     def open(self, namespace: str, *, step: int | None = None, attempt: bytes | None = None) -> Pin:
-        if attempt is not None:
-            for name in self.store.steps(namespace):
-                if name.attempt == attempt:
-                    return self.store.open(name)
-            raise errors.NotFound(f"{self.store.url}: namespace {namespace} has no such whole step")
-        return open_stored(self.store.url, namespace=namespace, step=step)
+        return open_step(StepUrl(self.store.url, namespace, step, attempt))
 
 
 def place(socket: str | None, store: str | None) -> Place:
