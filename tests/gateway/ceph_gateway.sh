@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# A one-node Ceph cluster in memory with its S3 gateway on loopback, for src/durable/s3_gateway_test.cc.
+# A one-node Ceph cluster in memory with its S3 gateway on loopback, for src/durable/s3_gateway_test.cc and tests/process/test_durable_s3.py.
 #   ceph_gateway.sh check        succeeds if the programs are installed (Debian: ceph-mon ceph-osd radosgw ceph-common)
 #   ceph_gateway.sh start DIR [PID]
 #                                starts it with everything below the new directory DIR and prints the endpoint, when that answers;
 #                                it is stopped, and DIR removed, when the process PID has ended in whatever way
 #   ceph_gateway.sh stop DIR     ends what `start DIR` started
+#   ceph_gateway.sh down DIR     ends the gateway alone, as where a store is out of reach; its objects stay
+#   ceph_gateway.sh up DIR       starts it again, at the same endpoint
 # The user has the access key "testkey" and the secret key "testsecret". Nothing in it survives, nothing in it is protected: only for tests.
 set -euo pipefail
 
@@ -96,16 +98,26 @@ start() {
   ceph-osd --id 0 --mkfs --osd-uuid "$osd_id" --conf "$dir/ceph.conf" >>"$dir/log/mkfs.out" 2>&1
   launch osd ceph-osd --id 0
   await "the storage daemon" sh -c "timeout 5 ceph --conf '$dir/ceph.conf' osd stat | grep -q '1 up'"
-  launch rgw radosgw --name client.rgw.test
-  await "the gateway" bash -c "exec 3<>/dev/tcp/127.0.0.1/$s3_port"
+  up
   radosgw-admin --conf "$dir/ceph.conf" --name client.rgw.test user create --uid test --display-name test \
     --access-key testkey --secret-key testsecret >"$dir/log/user.out" 2>&1
   echo "http://127.0.0.1:$s3_port"
 }
 
-stop() {
+up() {
+  local port
+  port=$(sed -n 's/^rgw frontends = .*:\([0-9]*\)$/\1/p' "$dir/ceph.conf")
+  launch rgw radosgw --name client.rgw.test
+  await "the gateway" bash -c "exec 3<>/dev/tcp/127.0.0.1/$port"
+}
+
+stop() { end rgw osd mon; }
+
+down() { end rgw; }
+
+end() {
   local name pid tries
-  for name in rgw osd mon; do
+  for name in "$@"; do
     [[ -e $dir/$name.pid ]] || continue
     pid=$(<"$dir/$name.pid")
     # The pid may be somebody else's by now: only a process that runs with our configuration is ours.
@@ -126,9 +138,9 @@ case $verb in
   check)
     for program in "${programs[@]}"; do command -v "$program" >/dev/null || exit 1; done
     ;;
-  start | stop)
+  start | stop | up | down)
     [[ $dir == /* ]] || die "name a directory by its absolute path"
     "$verb"
     ;;
-  *) die "check, start DIR [PID] or stop DIR" ;;
+  *) die "check, start DIR [PID], stop DIR, down DIR or up DIR" ;;
 esac
