@@ -18,7 +18,7 @@ WHEEL_STAMP := $(VENV)/.wheel-stamp
 WHEEL_SOURCES := $(shell find src bindings python cmake -type f -not -name '*_test.cc' -not -name '*.pyc' 2>/dev/null) \
   CMakeLists.txt pyproject.toml
 
-.PHONY: help setup build demo test test-cpp test-python test-asan test-tsan bench bench-quick bench-peers sim soak chaos boundaries faults fuzz lint format stubs clean distclean
+.PHONY: help setup build demo test test-cpp test-python test-asan test-tsan bench bench-quick bench-durable bench-peers sim soak chaos boundaries faults fuzz lint format stubs clean distclean demo-durable
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -38,6 +38,9 @@ $(WHEEL_STAMP): $(SETUP_STAMP) $(WHEEL_SOURCES)
 
 demo: build  ## Train, kill, resume: what safepoint does, on this machine
 	$(PY) examples/demo/run.py
+
+demo-durable: build  ## The same with a store that goes away and comes back, and the loss of all memory (S3=1: an S3 gateway)
+	$(PY) examples/demo/durable.py $(if $(S3),--s3 --out build/demo-durable-s3)
 
 test: setup  ## Everything .ci/run runs: wheel, lint, C++ tests, sanitizers, Python and process tests
 	$(PY) tools/run_tests.py --jobs $(JOBS)
@@ -59,6 +62,9 @@ bench: build  ## Measure everything, 15 minutes; tables and picture in build/ben
 
 bench-quick: build  ## The same at a tenth of the size, 2 minutes: does it work, no figures
 	$(PY) -m bench --quick --out build/bench-quick
+
+bench-durable: build  ## Measure the durable tier on the disk of build/bench, 1 minute; its table goes into docs/operating/durable.md
+	$(PY) -m bench.durable --write
 
 bench-peers: setup  ## Install optional peers of the benchmark into build/peers (PEERS="name ...")
 	bench/peers/setup.sh $(PEERS)

@@ -22,7 +22,7 @@ _SLOT_SLACK = 16 << 20  # Header, checksums and rounding, per slot.
 class Daemon(Service):
     """`safepointd`: keeper and worker."""
 
-    def __init__(self, folder: Path, pool: int) -> None:
+    def __init__(self, folder: Path, pool: int, more: dict[str, str] | None = None) -> None:
         folder.mkdir(mode=0o700)
         self.socket = str(folder / "d.sock")
         errors = folder / "stderr"
@@ -36,6 +36,7 @@ class Daemon(Service):
             "http": "off",
             "lock-memory": "off",
             "log-file": str(folder / "log"),
+            **(more or {}),
         }
         self._process = subprocess.Popen(
             [str(binary), *(f"--{name}={value}" for name, value in flags.items())],

@@ -166,17 +166,17 @@ def write_readme(results: dict[str, Any], root: Path, picture: Path) -> None:
     target.write_bytes(picture.read_bytes())
     line = f"Measured by `make bench` on {machine_line(results)}."
     image = "![Multiples of one memcpy, safepoint and other systems](docs/benchmark.png)"
-    _between_markers(root / "README.md", "\n\n".join([line, goals(results).markdown(), image]))
+    replace_between_markers(root / "README.md", "\n\n".join([line, goals(results).markdown(), image]))
     parts = [line, image.replace("docs/", "")]
     for sheet in (goals(results), *side_by_side(results), training(results), planning(results)):
         if sheet.rows:
             parts += [f"### {sheet.title}", sheet.markdown()]
     if results["skipped"]:
         parts += ["### Skipped", "\n".join(f"- {s['system']}: {s['reason']}" for s in results["skipped"])]
-    _between_markers(root / "docs" / "benchmarks.md", "\n\n".join(parts))
+    replace_between_markers(root / "docs" / "benchmarks.md", "\n\n".join(parts))
 
 
-def _between_markers(path: Path, text: str) -> None:
+def replace_between_markers(path: Path, text: str) -> None:
     begin, end = "<!-- make bench README=1 writes from here -->", "<!-- to here -->"
     before, found, rest = path.read_text().partition(begin)
     _, closed, after = rest.partition(end)

@@ -17,6 +17,8 @@ using namespace nb::literals;
 namespace sp::python {
 namespace {
 
+constexpr uint64_t kManyObjects = uint64_t{16} << 30;  // A call that lists or deletes may take as long as reading so many bytes: an hour.
+
 struct Store {
   std::shared_ptr<ObjectStore> store;
 };
@@ -26,14 +28,16 @@ Store OpenForReading(const std::string& url) { return {Value(Unlocked([&] { retu
 }  // namespace
 
 void BindStore(nb::module_& m) {
-  nb::class_<StepName>(m, "StepName", "Names one whole step of a store.")
-      .def_ro("ns", &StepName::ns, "Namespace.")
-      .def_ro("step", &StepName::step, "Training step.")
-      .def_prop_ro("attempt", [](const StepName& n) { return ToBytes(n.attempt.span()); }, nb::for_getter(nb::sig("def attempt(self) -> Id")),
-                   "16 bytes.");
+  nb::class_<FoundStep>(m, "StepName", "Names one whole step of a store.")
+      .def_prop_ro("ns", [](const FoundStep& f) { return f.name.ns; }, "Namespace.")
+      .def_prop_ro("step", [](const FoundStep& f) { return f.name.step; }, "Training step.")
+      .def_prop_ro("attempt", [](const FoundStep& f) { return ToBytes(f.name.attempt.span()); }, nb::for_getter(nb::sig("def attempt(self) -> Id")),
+                   "16 bytes.")
+      .def_ro("modified", &FoundStep::modified_unix_s, "When its manifest was made, by the store's clock: seconds since 1970.");
 
   nb::class_<StoredPin>(m, "StoredPin", "One whole step of a store; its shards are read from there. A context manager, like ReadPin.")
       .def_prop_ro("info", [](const StoredPin& p) { return p.info(); }, "The attempt.")
+      .def_prop_ro("uid", &StoredPin::uid, "User id of the job that saved it.")
       .def(
           "shard", [](const StoredPin& p, uint32_t rank) { return Value(Unlocked([&] { return p.Shard(rank); })); }, "rank"_a,
           "A reader of one rank's shard. NotFound, Corrupt, Incomplete.")
@@ -52,13 +56,13 @@ void BindStore(nb::module_& m) {
            "InvalidArgument: no URL of a store. NotFound, Denied.")
       .def_prop_ro("url", [](const Store& s) { return s.store->url(); }, "Without credentials.")
       .def(
-          "steps", [](const Store& s, const std::string& ns) { return Value(Unlocked([&] { return ListStepNames(*s.store, ns, ReadLimits(0)); })); },
+          "steps", [](const Store& s, const std::string& ns) { return Value(Unlocked([&] { return ListSteps(*s.store, ns, ReadLimits(kManyObjects)); })); },
           "ns"_a = "", "The whole steps of one namespace or of all, ascending by namespace and step. Unavailable, Denied.")
       .def(
-          "open", [](const Store& s, const StepName& name) { return Value(Unlocked([&] { return StoredPin::Open(s.store, name); })); }, "name"_a,
+          "open", [](const Store& s, const FoundStep& step) { return Value(Unlocked([&] { return StoredPin::Open(s.store, step.name); })); }, "name"_a,
           "One of its steps. NotFound, Corrupt, Incomplete.")
       .def(
-          "delete", [](const Store& s, const StepName& name) { Check(Unlocked([&] { return DeleteStep(*s.store, name, ReadLimits(0)); })); }, "name"_a,
+          "delete", [](const Store& s, const FoundStep& step) { Check(Unlocked([&] { return DeleteStep(*s.store, step.name, ReadLimits(kManyObjects)); })); }, "name"_a,
           "Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.");
 }
 

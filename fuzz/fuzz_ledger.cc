@@ -108,7 +108,8 @@ std::vector<sp::fuzz::Input> sp::fuzz::Seeds() {
   const std::vector<LedgerEntry> entries = {
       ledger::Generation{1000, "run", 1, {}, 8}, ledger::Slot{1, {}, {1, 2, 3}},       ledger::SlotGone{1},     ledger::Lease{},
       ledger::LeaseEnded{1, true},               sealed,                               ledger::Manifest{},      ledger::Tombstone{1, "run", {}, {}, "why"},
-      ledger::Quarantine{},                      ledger::OperatorPin{1, "run", {}, true}, ledger::ReadPin{1, {}, "run"}};
+      ledger::Quarantine{},                      ledger::OperatorPin{1, "run", {}, true}, ledger::ReadPin{1, {}, "run"},
+      ledger::DurableWish{1, "run", {}, true, "why"}, ledger::StoredShard{},           ledger::StoredManifest{}, ledger::Evicted{1, "run", {}}};
   std::vector<Input> seeds;
   Input all;
   for (const LedgerEntry& e : entries) {

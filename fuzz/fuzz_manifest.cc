@@ -1,8 +1,11 @@
-// Manifests (T-5). Property: the text is canonical, so what parses is made again byte for byte, and every record hashes to its identity.
+// Manifests, and the lineages beside them (T-5). Property: the text is canonical, so what parses is made again byte for byte, and every record hashes to
+// its identity; a lineage goes down only.
 //
 // An input that begins with '{' is a text. Any other is a list of changes to a true manifest, because no mutation finds the hashes in one: first the
 // number of ranks, then (where, what) for bytes of the records before the text is made and of the text.
 #include "format/manifest.h"
+
+#include "format/stored_step.h"
 
 #include "base/sha256.h"
 #include "fuzz.h"
@@ -11,7 +14,18 @@ namespace {
 
 using namespace sp;
 
+void TryLineage(std::string_view text) {
+  const auto lineage = ParseLineage(text);
+  if (!lineage) {
+    SP_CHECK(lineage.error().code() == StatusCode::kProtocol);
+    return;
+  }
+  SP_CHECK(MakeLineage(*lineage) == text);
+  for (size_t i = 1; i < lineage->size(); ++i) SP_CHECK((*lineage)[i].generation < (*lineage)[i - 1].generation);
+}
+
 void TryText(std::string_view text) {
+  TryLineage(text);
   fuzz::AllocationMeter meter;
   const auto records = ParseManifest(text);
   SP_CHECK(meter.bytes() <= 64 * text.size() + 16384);
@@ -86,6 +100,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 std::vector<sp::fuzz::Input> sp::fuzz::Seeds() {
   std::vector<Input> seeds;
+  ledger::Generation child{1000, "run", 7, {}, 2, true, {}, 3, 800, false, true};
+  seeds.push_back(AsInput(MakeLineage({child, ledger::Generation{1000, "run", 3, {}, 4, false, {}, 0, 0, true, true}})));
+  child.parent_generation = 9;
+  seeds.push_back(AsInput(MakeLineage({child})));
   const std::string one = MakeManifest(Records(1)), three = MakeManifest(Records(3));
   seeds.push_back(AsInput(one));
   seeds.push_back(AsInput(three));

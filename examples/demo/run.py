@@ -23,34 +23,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from processes import RANKS, Daemon, DemoFailed, Job, console, log_time
 from rich.table import Table
-
-import safepoint
-from safepoint import _core
-
-HERE = Path(__file__).resolve().parent
-NAMESPACE = "demo"
-RANKS = 2
-JOB_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    # A store of its own for every launch: in the one that torchrun's agent shares by default, torch 2.13 finds the
-    # addresses of the killed
-    # trainers and then fails to connect its process group at about every second restart.
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-}
-console = Console(width=max(110, Console().width))
-
-
-class DemoFailed(Exception):
-    """What the demo promises did not hold."""
 
 
 @dataclass
@@ -67,155 +47,6 @@ class Kill:
     resume_seconds: float = 0.0  # Kill to first new optimizer step.
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("{") and line.endswith("}"):  # A SIGKILL may cut the last line.
-                lines.append(json.loads(line))
-    return lines
-
-
-class Daemon:
-    """A daemon of the demo's own: ``safepointd`` is the keeper, its child the worker."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        folder.chmod(0o700)
-        self.socket = folder / "safepointd.sock"
-        self.log = folder / "daemon.jsonl"
-        binary = Path(safepoint.__file__).parent / "bin" / "safepointd"
-        command = [
-            str(binary),
-            "--socket",
-            str(self.socket),
-            "--state-dir",
-            str(folder / "state"),
-            "--pool",
-            "320MiB",
-            "--extent",
-            "16MiB",
-            "--http",
-            "off",
-            "--log-file",
-            str(self.log),
-        ]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=(folder / "daemon.err").open("w"))
-        self.client = self.connect()
-
-    def connect(self) -> _core.Client:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                return _core.Client(str(self.socket), client_name="demo")
-            except safepoint.Unavailable:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-    def worker_pid(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        if len(children) != 1:
-            raise DemoFailed(f"the keeper has {len(children)} children, expected its worker")
-        return int(children[0])
-
-    def leases(self) -> list[dict[str, Any]]:
-        leases: list[dict[str, Any]] = json.loads(self.client.status())["leases"]
-        return leases
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [e for e in read_jsonl(self.log) if e.get("event") == name]
-
-    def stop(self) -> None:
-        self.client.close()
-        self.process.terminate()
-        self.process.wait(timeout=60)
-
-
-class Job:
-    def __init__(self, out: Path, steps: int, save_every: int, environment: dict[str, str]) -> None:
-        self.out = out
-        out.mkdir(parents=True)
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={RANKS}",
-            "--max-restarts=5",
-            "--monitor-interval=0.1",
-            str(HERE / "train.py"),
-            "--out",
-            str(out),
-            "--steps",
-            str(steps),
-            "--save-every",
-            str(save_every),
-            "--namespace",
-            NAMESPACE,
-        ]
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, **JOB_ENVIRONMENT, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=(out / "torchrun.out").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def events(self, rank: int) -> list[dict[str, Any]]:
-        return read_jsonl(self.out / f"events-rank{rank}.jsonl")
-
-    def pids(self) -> list[int]:
-        """Trainers of the current launch, by rank."""
-        return [[e for e in self.events(rank) if e["event"] == "start"][-1]["pid"] for rank in range(RANKS)]
-
-    def launches(self) -> int:
-        return min(sum(e["event"] == "start" for e in self.events(rank)) for rank in range(RANKS))
-
-    def wait_for_launch(self, number: int) -> None:
-        """Until every rank of launch ``number`` (from 1) has done an optimizer step."""
-        while self.launches() < number:
-            self.check_alive()
-            time.sleep(0.02)
-        self.wait_for_step(0)
-
-    def wait_for_step(self, step: int) -> None:
-        """Until every rank of the current launch has done optimizer step ``step``."""
-        while True:
-            reached = []
-            for rank in range(RANKS):
-                events = self.events(rank)
-                last_start = max((i for i, e in enumerate(events) if e["event"] == "start"), default=len(events))
-                reached.append(max((e["step"] for e in events[last_start:] if e["event"] == "step"), default=-1))
-            if min(reached) >= step:
-                return
-            self.check_alive()
-            time.sleep(0.02)
-
-    def check_alive(self) -> None:
-        if self.process.poll() is not None:
-            tail = (self.out / "torchrun.out").read_text()[-3000:]
-            raise DemoFailed(f"torchrun ended with {self.process.returncode} before its time:\n{tail}")
-
-    def finish(self, seconds: float) -> str:
-        code = self.process.wait(timeout=seconds)
-        if code != 0:
-            raise DemoFailed(f"torchrun ended with {code}:\n" + (self.out / "torchrun.out").read_text()[-3000:])
-        digests = {e["digest"] for rank in range(RANKS) for e in self.events(rank) if e["event"] == "done"}
-        if len(digests) != 1:
-            raise DemoFailed(f"the ranks ended with different weights: {digests}")
-        return str(digests.pop())
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            for pid in self.pids():  # torchrun gives every trainer a session of its own.
-                if Path(f"/proc/{pid}/cmdline").exists() and b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
-
-
 def kill_now(job: Job, kill: Kill, pids: list[int]) -> None:
     kill.time = time.time()
     for pid in pids:
@@ -228,13 +59,13 @@ def kill_worker_with_open_lease(daemon: Daemon, kill: Kill) -> None:
     worker = daemon.worker_pid()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        held = daemon.leases()
+        held = daemon.status()["leases"]
         if not held:
             continue  # A status call takes about 0.1 ms; a copy takes several.
         owner = int(held[0]["pid"])
         os.kill(owner, signal.SIGSTOP)
         if any(
-            int(lease["pid"]) == owner for lease in daemon.leases()
+            int(lease["pid"]) == owner for lease in daemon.status()["leases"]
         ):  # Still open, and it cannot be sealed any more.
             kill.time = time.time()
             os.kill(worker, signal.SIGKILL)
@@ -286,12 +117,6 @@ def judge(job: Job, daemon: Daemon, kills: list[Kill]) -> None:
             kill.open_leases = int(found[0]["open_leases"]) if found else 0
             if kill.open_leases < 1:
                 raise DemoFailed("kill c: the restarted worker found no open lease")
-
-
-def log_time(event: dict[str, Any]) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(str(event["ts"])).timestamp()
 
 
 def summary(job: Job, kills: list[Kill], worker_kill: Kill, digest: str, reference: str, seconds: float) -> None:
@@ -415,14 +240,15 @@ def main() -> int:
     out.mkdir(parents=True)
     console.print(f"seed {seed}; folder {out}")
 
-    reference = Job(out / "reference", args.steps, 0, {})
+    reference = Job(out / "reference", [f"--steps={args.steps}", "--save-every=0"], {})
     daemon = job = None
     try:
         with console.status("uninterrupted run, for the reference"):
             reference_digest = reference.finish(300)
         console.print(f"reference: {args.steps} steps, digest {reference_digest[:16]}…")
-        daemon = Daemon(out / "daemon")
-        job = Job(out / "job", args.steps, 4, {"SAFEPOINT_SOCKET": str(daemon.socket), "SAFEPOINT_START": "0"})
+        daemon = Daemon(out / "daemon", "--pool=320MiB")
+        environment = {"SAFEPOINT_SOCKET": str(daemon.socket), "SAFEPOINT_START": "0"}
+        job = Job(out / "job", [f"--steps={args.steps}", "--save-every=4"], environment)
         kills = [
             Kill("a", "SIGKILL of one trainer"),
             Kill("b", "SIGKILL of all trainers"),

@@ -1,9 +1,9 @@
 """Two ranks train a small GPT on the text that every Python carries, and save into safepoint's memory tier every few
-steps.
+steps; some of these steps, if asked, go on to the durable tier.
 
-Run by ``run.py`` under torchrun. Everything a bit-identical resume needs is in one state: weights, AdamW moments, the
-learning-rate
-schedule, the step, and each rank's own random number generators (dropout and the choice of data draw from them).
+Run by ``run.py`` and ``durable.py`` under torchrun. Everything a bit-identical resume needs is in one state: weights,
+AdamW moments, the learning-rate schedule, the step, and each rank's own random number generators (dropout and the
+choice of data draw from them).
 """
 
 from __future__ import annotations
@@ -97,11 +97,30 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return h.hexdigest()
 
 
+def new_state() -> tuple[GPT, torch.optim.AdamW]:
+    model = GPT()
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def fingerprints(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ballast: torch.Tensor, rng: dict[str, object]
+) -> dict[str, str]:
+    """SHA-256 of each tensor of the state, and of this rank's random number generators."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    tensors["ballast"] = ballast
+    found = {name: hashlib.sha256(t.detach().contiguous().numpy()).hexdigest() for name, t in tensors.items()}
+    return found | {"rng": hashlib.sha256(repr((rng["torch"].tolist(), rng["python"])).encode()).hexdigest()}  # type: ignore[attr-defined]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="folder for event logs")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--save-every", type=int, default=4, help="0: never save (the uninterrupted reference)")
+    parser.add_argument("--durable-every", type=int, default=0, help="0: no step goes to the durable tier")
+    parser.add_argument("--ballast-mib", type=int, default=0, help="this much more state, which training leaves alone")
     parser.add_argument("--namespace", default="demo")
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
@@ -116,23 +135,26 @@ def main() -> None:
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
     torch.manual_seed(0)  # Equal weights on all ranks ...
-    model = GPT()
+    model, optimizer = new_state()
     torch.manual_seed(1000 + rank)  # ... then each rank draws its own dropout masks and data.
     random.seed(1000 + rank)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    ballast = torch.zeros(args.ballast_mib << 20, dtype=torch.uint8)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.steps)
     trainer = nn.parallel.DistributedDataParallel(model)
     step = 0
     checkpointer = None
 
+    def generators() -> dict[str, object]:
+        return {"torch": torch.get_rng_state(), "python": random.getstate()}
+
     def state() -> dict[str, object]:
-        rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
         return {
             "model": model,
             "optimizer": optimizer,
             "schedule": schedule,
             "step": step,
-            "rng": safepoint.PerRank(rng),
+            "ballast": ballast,
+            "rng": safepoint.PerRank(generators()),
         }
 
     if args.save_every:
@@ -149,18 +171,21 @@ def main() -> None:
             random.setstate(rng["python"])
             events.write("resume", step=info.step, source=info.source, seconds=time.perf_counter() - began)
         else:
+            ballast.random_(generator=torch.Generator().manual_seed(0))
             events.write("fresh")
 
     waiters: list[threading.Thread] = []
 
-    def acknowledge(save: object, at: int, began: float) -> None:
+    def acknowledge(save: object, at: int, began: float, durable: bool) -> None:
         """The save is acknowledged when its level is reached, not when the call returned."""
         try:
             save.wait("memory", timeout=30.0)  # type: ignore[attr-defined]
+            events.write("acknowledged", step=at, seconds=time.perf_counter() - began)
+            if durable:
+                save.wait("durable", timeout=120.0)  # type: ignore[attr-defined]
+                events.write("durable", step=at, seconds=time.perf_counter() - began)
         except safepoint.SafepointError as error:
             events.write("save_failed", step=at, error=f"{type(error).__name__}: {error}")
-        else:
-            events.write("acknowledged", step=at, seconds=time.perf_counter() - began)
 
     while step < args.steps:
         at = [random.randrange(len(data) - CONTEXT - 1) for _ in range(args.batch)]
@@ -174,17 +199,21 @@ def main() -> None:
         step += 1
         events.write("step", step=step, loss=loss.item())
         if checkpointer is not None and step % args.save_every == 0:
+            durable = args.durable_every > 0 and step % args.durable_every == 0
+            if durable:
+                prints = fingerprints(model, optimizer, ballast, generators())
+                events.write("state", step=step, fingerprints=prints)
             began = time.perf_counter()
             try:
-                save = checkpointer.save(step, state())
+                save = checkpointer.save(step, state(), durable=durable)
             except safepoint.SafepointError as error:  # A failed save is reported; training goes on (I-29).
                 events.write("save_failed", step=step, error=f"{type(error).__name__}: {error}")
                 continue
             events.write("saved", step=step, blocked=time.perf_counter() - began)
-            waiters.append(threading.Thread(target=acknowledge, args=(save, step, began), daemon=True))
+            waiters.append(threading.Thread(target=acknowledge, args=(save, step, began, durable), daemon=True))
             waiters[-1].start()
     for waiter in waiters:
-        waiter.join(timeout=60.0)
+        waiter.join(timeout=150.0)
     events.write("done", step=step, digest=digest(model, optimizer))
     if checkpointer is not None:
         checkpointer.close()

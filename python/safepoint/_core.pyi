@@ -332,6 +332,10 @@ class StepName:
     def attempt(self) -> Id:
         """16 bytes."""
 
+    @property
+    def modified(self) -> int:
+        """When its manifest was made, by the store's clock: seconds since 1970."""
+
 class StoredPin:
     """
     One whole step of a store; its shards are read from there. A context manager, like ReadPin.
@@ -340,6 +344,10 @@ class StoredPin:
     @property
     def info(self) -> AttemptInfo:
         """The attempt."""
+
+    @property
+    def uid(self) -> int:
+        """User id of the job that saved it."""
 
     def shard(self, rank: int) -> ShardReader:
         """A reader of one rank's shard. NotFound, Corrupt, Incomplete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # The URL of one step: the store's own, and what docs/formats/store.md puts behind it.
 _STEP_URL = re.compile(r"(.+?)/([A-Za-z0-9_-]{1,200})/step-(\d{1,19})(?:/([0-9a-f]{32}))?/?")
+
+_LOOKS = 64  # Manifests that are read to find the newest step.
 
 
 def load(
@@ -151,14 +154,16 @@ def open_step(wanted: StepUrl) -> StoredPin:
 
 
 def _newest(store: _core.Store, names: list[StepName]) -> StoredPin:
-    """Of the newest generation the latest step, and of that the last try.
+    """Of the newest generation the latest step, and of that the last try; of this user's steps if there are some.
 
     A job that was rolled back saves smaller steps again, in a newer generation: they are the newer ones.
     """
-    pins = [store.open(name) for name in _candidates(names)]
-    return max(pins, key=lambda pin: (pin.info.generation, pin.info.step, pin.info.try_number))
-
-
-def _candidates(names: list[StepName]) -> list[StepName]:
-    """All; where there are very many, those of the largest steps, as daemons do."""
-    return sorted(names, key=lambda name: name.step)[-64:]
+    # Where there are very many, those that were made last, as daemons do.
+    pins = [store.open(name) for name in sorted(names, key=lambda name: (name.modified, name.step))[-_LOOKS:]]
+    users = {pin.uid for pin in pins}
+    user = os.getuid() if os.getuid() in users else min(users)
+    if len(users) > 1 and user != os.getuid():
+        told = ", ".join(str(uid) for uid in sorted(users))
+        raise InvalidArgument(f"{store.url} has steps of users {told} under this name: give the URL of one attempt")
+    own = (pin for pin in pins if pin.uid == user)
+    return max(own, key=lambda pin: (pin.info.generation, pin.info.step, pin.info.try_number))

@@ -59,7 +59,6 @@ void Catalog::AddTombstone(const ledger::Tombstone& t) {
   attempt.records.clear();
   attempt.identities.clear();
   attempt.stored.clear();
-  attempt.durable = false;
   attempt.wish.reset();
   ns.tombstoned.push_back(t.attempt);
   if (ns.tombstoned.size() > kTombstonesKept) {
@@ -103,13 +102,6 @@ void Catalog::AddStoredManifest(const SealRecord& record) {
   AddManifest(record);
   Attempt& attempt = namespaces_[KeyOf(record.key)].attempts[record.attempt];
   attempt.durable = !attempt.tombstone;
-}
-
-bool Catalog::IsHeld(const Attempt& attempt) const {
-  return std::ranges::any_of(attempt.identities, [&](const auto& i) {
-    auto it = copies_.find(i.second);
-    return it != copies_.end() && !it->second.empty();
-  });
 }
 
 std::vector<ledger::Generation> Catalog::Ancestry(const NamespaceKey& key, uint64_t generation) const {
@@ -302,7 +294,6 @@ std::vector<const Attempt*> Catalog::Retirable(const NamespaceKey& key, uint32_t
     const AttemptState state = StateOf(attempt);
     if (state != AttemptState::kComplete && state != AttemptState::kCorrupt) continue;
     if (attempt.operator_pin || pinned.contains(id)) continue;
-    if (attempt.durable && !IsHeld(attempt)) continue;
     if (std::find(kept.begin(), kept.end(), &attempt) != kept.end()) continue;
     // Only after a newer one is complete; an abandoned branch stays until the new one has overtaken it (I-14).
     if (!std::any_of(kept.begin(), kept.end(), [&](const Attempt* k) { return NewerThan(k, &attempt); })) continue;

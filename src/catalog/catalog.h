@@ -37,7 +37,7 @@ struct Attempt {
   bool operator_pin = false;
   std::optional<ledger::DurableWish> wish;  // The last one.
   std::map<uint32_t, bool> stored;          // Ranks whose shard is confirmed in the store, and whether by reading it back.
-  bool durable = false;                     // And the manifest object: whatever happens to memory, it can be read from there.
+  bool durable = false;                     // And the manifest object: whatever happens to memory, it can be read from there. Stays behind a tombstone.
   bool WantsDurable() const { return wish && wish->on && !durable; }
 };
 
@@ -78,8 +78,6 @@ class Catalog {
   // Of an attempt that all ranks have sealed: one record for each structure that has to be read (again) before Completable can answer.
   std::vector<SealRecord> Unread(const NamespaceKey& ns, const Id128& attempt) const;
 
-  // Some node's memory has a verified copy of one of its shards.
-  bool IsHeld(const Attempt& attempt) const;
   // The generations below which the lineage of this one goes on, itself first.
   std::vector<ledger::Generation> Ancestry(const NamespaceKey& ns, uint64_t generation) const;
   AttemptState StateOf(const Attempt& attempt) const;
@@ -93,7 +91,7 @@ class Catalog {
   bool LineageEverComplete(const NamespaceKey& ns) const;
   // The lineage begins with a generation that was opened parentless on purpose.
   bool LineageBeginsFresh(const NamespaceKey& ns) const;
-  // Complete (or corrupt) attempts that memory holds, beyond the newest `retain` of the lineage, older than one of those, and not pinned.
+  // Complete (or corrupt) attempts beyond the newest `retain` of the lineage, older than one of those, and not pinned.
   std::vector<const Attempt*> Retirable(const NamespaceKey& ns, uint32_t retain, const std::set<Id128>& pinned) const;
   std::vector<const Attempt*> OpenAttempts(const NamespaceKey& ns) const;
   std::vector<const Attempt*> Attempts(const NamespaceKey& ns) const;

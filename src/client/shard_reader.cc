@@ -36,7 +36,7 @@ ReadResult<std::unique_ptr<ShardReader>> ShardReader::OpenStored(std::shared_ptr
   return std::unique_ptr<ShardReader>(new ShardReader(record, std::move(*stored)));
 }
 
-Status ShardReader::CheckUsable() const { return core_ ? core_->session.fork_guard().Check() : Status(); }
+Status ShardReader::CheckUsable() const { return core_ ? core_->session.fork_guard().Check() : owner_.Check(); }
 
 ShardReader::ShardReader(CoreHandle core, const Origin& origin, const SealRecord& record, std::vector<Fd> extents)
     : core_(std::move(core)), origin_(origin), record_(record), identity_(record.Identity()), extents_(std::move(extents)) {
@@ -136,7 +136,8 @@ ReadResult<uint64_t> ShardReader::Read(std::span<const ScatterSegment> segments,
         ranges.push_back({segment.offset, segment.size, segment.target});
         wanted += segment.size;
       }
-      const StoredShard::Report report = stored_->Read(ranges, kStoreRequests, ReadLimits(wanted));
+      // Blocks are read whole, and small ranges may want all of them.
+      const StoredShard::Report report = stored_->Read(ranges, kStoreRequests, ReadLimits(record_.length_bytes));
       if (report.status.ok()) return wanted;
       if (report.status.code() == StatusCode::kCorrupt) {
         return std::unexpected(Corrupt(report.corrupt_blocks.front(), report.status.message(), report.target_modified));

@@ -8,6 +8,7 @@
 
 #include "client/client_core.h"
 #include "client/copy_engine.h"
+#include "client/fork_guard.h"
 #include "client/read_error.h"
 #include "durable/stored_shard.h"
 #include "format/seal_record.h"
@@ -66,6 +67,7 @@ class ShardReader {
   std::vector<int> numbers_;  // Of `extents_`.
   std::vector<uint32_t> crcs_;
   const std::unique_ptr<StoredShard> stored_;  // Null: memory has it.
+  const ForkGuard owner_;                      // Of one without a client.
 };
 
 }  // namespace sp

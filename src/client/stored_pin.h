@@ -15,6 +15,7 @@ class StoredPin {
   static Result<std::unique_ptr<StoredPin>> Open(std::shared_ptr<ObjectStore> store, const StepName& name);
 
   const AttemptInfo& info() const { return info_; }
+  uint32_t uid() const { return step_.records.front().key.uid; }
   const std::vector<ledger::Generation>& lineage() const { return step_.lineage; }
   ReadResult<std::unique_ptr<ShardReader>> Shard(uint32_t rank) const;
 

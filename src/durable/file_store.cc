@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "durable/store_url.h"
 #include "format/constants.h"
 #include "os/fd.h"
 #include "os/file_tree.h"
@@ -21,29 +22,6 @@ constexpr int kTriesMax = 100;  // Of making a folder that somebody else's Delet
 constexpr std::string_view kUploadPrefix = ".safepoint-upload-";
 constexpr size_t kUploadHexBytes = 32;
 constexpr std::string_view kProbeFolder = ".safepoint-probe/";
-constexpr std::string_view kScheme = "file://";
-
-std::string EncodePath(std::string_view path) {
-  static constexpr char kDigits[] = "0123456789ABCDEF";
-  std::string out;
-  for (const char c : path) {
-    const bool alphanumeric = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-    if (alphanumeric || std::string_view("/._~=+@-").find(c) != std::string_view::npos) {
-      out.push_back(c);
-    } else {
-      out += {'%', kDigits[static_cast<uint8_t>(c) >> 4], kDigits[static_cast<uint8_t>(c) & 15]};
-    }
-  }
-  return out;
-}
-
-std::optional<int> HexDigit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return std::nullopt;
-}
-
 std::pair<std::string_view, std::string> Split(std::string_view key) {
   const size_t slash = key.rfind('/');
   if (slash == key.npos) return {{}, std::string(key)};
@@ -97,7 +75,7 @@ class Store final : public ObjectStore {
   };
 
   Call Begin(const char* verb, const std::string& key, const CallLimits& limits) const {
-    return {*this, limits, std::string(verb) + " " + url_ + (key.empty() ? "" : "/" + EncodePath(key))};
+    return {*this, limits, std::string(verb) + " " + url_ + (key.empty() ? "" : "/" + EncodeUrlPath(key))};
   }
   Status CheckOwnKey(const std::string& key) const;
   Result<Target> StartFile(const std::string& key, uint64_t size_bytes) const;
@@ -367,40 +345,6 @@ Status Store::AbortUpload(const UnfinishedUpload& upload, const CallLimits& limi
 
 }  // namespace
 
-Result<std::string> PathOfFileUrl(const std::string& url) {
-  const auto refuse = [&](const std::string& why) {
-    return Error(StatusCode::kInvalidArgument, "URL '" + url + "': " + why + "; expected file:///absolute/path");
-  };
-  if (!url.starts_with(kScheme)) return refuse("not a file URL");
-  const std::string_view rest = std::string_view(url).substr(kScheme.size());
-  if (!rest.starts_with('/')) return refuse("names a host or a relative path");
-  std::string path;
-  for (size_t i = 0; i < rest.size(); ++i) {
-    char c = rest[i];
-    if (c == '?' || c == '#') {
-      return refuse(std::string("has a '") + c + "', which must be written as " + (c == '?' ? "%3F" : "%23") + " if it is part of the path");
-    }
-    if (c == '%') {
-      const auto high = i + 2 < rest.size() ? HexDigit(rest[i + 1]) : std::nullopt;
-      const auto low = high ? HexDigit(rest[i + 2]) : std::nullopt;
-      if (!low) return refuse("has a '%' without two hexadecimal digits behind it");
-      c = static_cast<char>(*high << 4 | *low);
-      if (c == '/' || c == '\0') return refuse("has an encoded slash or zero byte");
-      i += 2;
-    }
-    path.push_back(c);
-  }
-  while (path.ends_with('/')) path.pop_back();
-  if (path.empty()) return refuse("names the root directory");
-  for (size_t at = 0; at != path.npos;) {
-    const size_t next = path.find('/', at + 1);
-    const std::string name = path.substr(at + 1, next == path.npos ? next : next - at - 1);
-    if (name.empty() || name == "." || name == "..") return refuse("has the segment '" + name + "'");
-    at = next;
-  }
-  return path;
-}
-
 Result<std::unique_ptr<ObjectStore>> FileStore::Open(const std::string& url, const Clock& clock, MissingBase missing_base) {
   SP_ASSIGN_OR_RETURN(const std::string path, PathOfFileUrl(url));
   auto base = OpenDirectory(path);
@@ -412,7 +356,7 @@ Result<std::unique_ptr<ObjectStore>> FileStore::Open(const std::string& url, con
     const char* cure = base.error().code() == StatusCode::kNotFound ? "; mount or make that directory first" : "";
     return Error(base.error().code(), "open store " + url + ": " + base.error().message() + cure);
   }
-  return std::make_unique<Store>(std::string(kScheme) + EncodePath(path), std::move(*base), clock);
+  return std::make_unique<Store>(FileUrl(path), std::move(*base), clock);
 }
 
 }  // namespace sp

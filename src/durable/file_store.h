@@ -44,7 +44,4 @@ class FileStore {
   static Result<std::unique_ptr<ObjectStore>> Open(const std::string& url, const Clock& clock, MissingBase missing_base = MissingBase::kMake);
 };
 
-// The path of a file URL, without a slash at its end, as Open reads it.
-Result<std::string> PathOfFileUrl(const std::string& url);
-
 }  // namespace sp

@@ -17,6 +17,7 @@
 #include "durable/verify.h"
 #include "format/constants.h"
 #include "os/fd.h"
+#include "durable/store_url.h"
 #include "os/files.h"
 #include "os/test_util.h"
 

@@ -3,22 +3,19 @@
 #include "durable/file_store.h"
 #include "durable/s3_options.h"
 #include "durable/s3_store.h"
+#include "durable/store_url.h"
 
 namespace sp {
 namespace {
 
 const SteadyClock kSteadyClock;
 
-Status UnknownScheme(const std::string& url) {
-  return {StatusCode::kInvalidArgument, "\"" + url.substr(0, 200) + "\" is no URL of a store: write file:///absolute/path or s3://bucket/prefix"};
-}
-
 }  // namespace
 
 Result<std::shared_ptr<ObjectStore>> OpenStore(const std::string& url, const Clock& clock) {
-  if (url.starts_with("file:")) return FileStore::Open(url, clock, FileStore::MissingBase::kRefuse);
-  if (!url.starts_with("s3:")) return std::unexpected(UnknownScheme(url));
-  SP_ASSIGN_OR_RETURN(const S3Options options, ParseS3Url(url));
+  SP_ASSIGN_OR_RETURN(const std::string resolved, ResolveStoreUrl(url));
+  if (resolved.starts_with("file:")) return FileStore::Open(resolved, clock, FileStore::MissingBase::kRefuse);
+  SP_ASSIGN_OR_RETURN(const S3Options options, ParseS3Url(resolved));
   return S3Store::Open(options, clock);
 }
 

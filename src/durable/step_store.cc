@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
+#include <tuple>
 
-#include "base/crc32c.h"
+#include "base/plant.h"
 #include "durable/verify.h"
 #include "format/constants.h"
 #include "format/manifest.h"
@@ -21,8 +23,9 @@ ByteSpan AsBytesOf(const std::vector<uint32_t>& list) { return {reinterpret_cast
 Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, const CallLimits& limits) {
   SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, content, limits));
   if (made) return {};
-  SP_ASSIGN_OR_RETURN(const std::string there, ReadObject(store, key, content.size(), limits));
-  if (there == AsText(content)) return {};
+  const Result<std::string> there = ReadObject(store, key, content.size(), limits);
+  if (!there && there.error().code() != StatusCode::kLimit) return there.error();
+  if (there && *there == AsText(content)) return {};
   return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + " is there already and differs; it is left as it is");
 }
 
@@ -49,7 +52,7 @@ Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities
   if (!there && there.error().code() != StatusCode::kNotFound) return std::unexpected(there.error());
   if (!there) SP_RETURN_IF_ERROR(store.Put(key, shard, limits));
   // What somebody wrote before is believed no more than what a store wrote that does not look at checksums (I-23).
-  const bool read_back = there.has_value() || !abilities.verifies_checksums;
+  const bool read_back = (there.has_value() || !abilities.verifies_checksums) && !SP_PLANTED(never_read_back);
   CallLimits silent = limits;
   silent.progress = nullptr;
   if (read_back) SP_RETURN_IF_ERROR(VerifyObject(store, key, record.length_bytes, crcs, silent));
@@ -64,18 +67,48 @@ Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits&
   return CreateSame(store, ManifestObjectKey(key), AsBytes(MakeManifest(step.records)), limits);
 }
 
-Result<std::vector<StepName>> ListStepNames(ObjectStore& store, const std::string& ns, const CallLimits& limits) {
-  std::vector<StepName> names;
+Result<std::vector<FoundStep>> ListSteps(ObjectStore& store, const std::string& ns, const CallLimits& limits) {
+  std::vector<FoundStep> found;
   std::string cursor;
   do {
     SP_ASSIGN_OR_RETURN(ListPage page, store.List(ns.empty() ? "" : ns + "/step-", cursor, limits));
     for (const ObjectInfo& object : page.objects) {
-      if (auto name = ParseManifestKey(object.key)) names.push_back(std::move(*name));
+      if (auto name = ParseManifestKey(object.key)) found.push_back({std::move(*name), object.modified_unix_s});
     }
     cursor = std::move(page.next);
   } while (!cursor.empty());
-  std::sort(names.begin(), names.end());
-  return names;
+  std::ranges::sort(found, {}, &FoundStep::name);
+  return found;
+}
+
+Result<NewestSteps> ReadNewestSteps(ObjectStore& store, const std::string& ns, uint32_t uid, size_t count, size_t records_max, const CallLimits& limits) {
+  constexpr size_t kLooks = 1024;  // At manifests, those of others included.
+  SP_ASSIGN_OR_RETURN(std::vector<FoundStep> found, ListSteps(store, ns, limits));
+  // Those made in one second: the larger step first.
+  std::ranges::stable_sort(found, std::ranges::greater(), [](const FoundStep& f) { return std::pair(f.modified_unix_s, f.name.step); });
+  NewestSteps newest;
+  for (size_t i = 0; i < std::min(found.size(), kLooks) && newest.steps.size() < 4 * count; ++i) {
+    Result<StoredStep> step = ReadStoredStep(store, found[i].name, limits);
+    if (step) {
+      if (step->records.front().key.uid == uid) newest.steps.push_back(std::move(*step));
+      continue;
+    }
+    const StatusCode code = step.error().code();
+    if (code == StatusCode::kNotFound) continue;  // Deleted meanwhile.
+    if (code != StatusCode::kCorrupt && code != StatusCode::kIncomplete) return std::unexpected(step.error());
+    if (newest.steps.empty() && newest.damaged.ok()) newest.damaged = step.error();
+  }
+  const auto place = [](const StoredStep& s) {
+    const AttemptKey& key = s.records.front().key;
+    return std::tuple(key.generation, key.step, key.try_number);
+  };
+  std::ranges::sort(newest.steps, std::ranges::greater(), place);
+  size_t kept = 0, records = 0;
+  while (kept < std::min(newest.steps.size(), count) && (kept == 0 || records + newest.steps[kept].records.size() <= records_max)) {
+    records += newest.steps[kept++].records.size();
+  }
+  newest.steps.resize(kept);
+  return newest;
 }
 
 Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {

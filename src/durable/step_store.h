@@ -22,9 +22,22 @@ Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities
 // To be called when every shard was put: from here on the step is whole. kCorrupt: another manifest is there under this attempt's key.
 Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits);
 
+struct FoundStep {
+  StepName name;
+  int64_t modified_unix_s = 0;  // When its manifest was made, by the store's clock.
+};
+
 // The whole steps of one namespace, or of all (`ns` empty), ascending by namespace and step. A store's listing may lag: a step that is not in it may
 // be there all the same.
-Result<std::vector<StepName>> ListStepNames(ObjectStore& store, const std::string& ns, const CallLimits& limits);
+Result<std::vector<FoundStep>> ListSteps(ObjectStore& store, const std::string& ns, const CallLimits& limits);
+
+struct NewestSteps {
+  std::vector<StoredStep> steps;  // Newest first: by generation, step and try.
+  Status damaged;                 // Not OK: what is the newest by the store's clock cannot be read (F68); names it.
+};
+// Of one namespace, what was written by this uid: those that were made last, at most `count` of them, with at most `records_max` shards in all but one at
+// least. What the newest is their generations decide, not a clock: a job that was rolled back saves smaller steps again.
+Result<NewestSteps> ReadNewestSteps(ObjectStore& store, const std::string& ns, uint32_t uid, size_t count, size_t records_max, const CallLimits& limits);
 
 // kNotFound: no such step, or not whole. kCorrupt: its documents are damaged or belong to another step.
 Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits);

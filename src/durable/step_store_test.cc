@@ -79,11 +79,12 @@ struct Steps : testing::Test {
 
 TEST_F(Steps, AreReadBackAsTheyWereWritten) {
   SP_ASSERT_OK(PutAll());
-  const auto names = ListStepNames(store, "", {});
-  ASSERT_TRUE(names);
-  EXPECT_EQ(*names, std::vector<StepName>{Name()});
-  EXPECT_EQ(ListStepNames(store, "run-3", {}).value().size(), 1u);
-  EXPECT_TRUE(ListStepNames(store, "run", {}).value().empty());
+  const auto found = ListSteps(store, "", {});
+  ASSERT_TRUE(found);
+  ASSERT_EQ(found->size(), 1u);
+  EXPECT_EQ(found->front().name, Name());
+  EXPECT_EQ(ListSteps(store, "run-3", {}).value().size(), 1u);
+  EXPECT_TRUE(ListSteps(store, "run", {}).value().empty());
   const auto read = ReadStoredStep(store, Name(), {});
   ASSERT_TRUE(read) << read.error().ToString();
   EXPECT_EQ(*read, step);
@@ -156,7 +157,7 @@ TEST_F(Steps, F57_AnyCallMayFailAndTheStepIsWholeInTheEndAndNeverBefore) {
         }();
         struck = struck || !status.ok();
         if (!status.ok() && !ReadStoredStep(fresh, Name(), {})) {
-          EXPECT_TRUE(ListStepNames(fresh, "", {}).value().empty());
+          EXPECT_TRUE(ListSteps(fresh, "", {}).value().empty());
         }
         ASSERT_LT(++seen, 20) << status.ToString();
       } while (!status.ok());
@@ -250,6 +251,47 @@ TEST_F(Steps, I8_BlocksThatDoNotMatchAreNamed) {
   EXPECT_EQ(report.corrupt_blocks, std::vector<uint64_t>{2});
   EXPECT_EQ((*shard)->Verify(0, 4, 2, {}).corrupt_blocks, std::vector<uint64_t>{2});
   EXPECT_TRUE((*shard)->Verify(0, 2, 2, {}).status.ok());
+}
+
+// A job that was rolled back saves smaller steps again: they are the newer ones. And nobody else's steps are seen.
+TEST_F(Steps, I6_TheNewestAreThoseOfTheNewestGeneration) {
+  const auto put = [&](uint32_t uid, uint64_t generation, uint64_t number) {
+    StoredStep made;
+    SealRecord record;
+    record.key = {uid, "run-3", generation, {}, number, 0};
+    record.attempt = record.key.AttemptId();
+    record.world_size = 1;
+    record.length_bytes = 100;
+    record.header_bytes = 64;
+    record.static_offset = 32;
+    made.records = {record};
+    made.lineage = {ledger::Generation{uid, "run-3", generation, {}, 1, false, {}, 0, 0, false, true}};
+    SP_ASSERT_OK(PutManifest(store, made, {}));
+  };
+  for (uint64_t number = 10; number <= 60; number += 10) put(1000, 1, number);
+  for (const uint64_t number : {20, 30}) put(1000, 2, number);
+  for (uint64_t number = 100; number <= 300; number += 10) put(2000, 9, number);
+  const auto newest = ReadNewestSteps(store, "run-3", 1000, 4, 100, {});
+  ASSERT_TRUE(newest) << newest.error().ToString();
+  SP_ASSERT_OK(newest->damaged);
+  std::vector<std::pair<uint64_t, uint64_t>> seen;
+  for (const StoredStep& s : newest->steps) seen.emplace_back(s.records[0].key.generation, s.records[0].key.step);
+  EXPECT_EQ(seen, (std::vector<std::pair<uint64_t, uint64_t>>{{2, 30}, {2, 20}, {1, 60}, {1, 50}}));
+  EXPECT_EQ(ReadNewestSteps(store, "run-3", 1000, 4, 2, {})->steps.size(), 2u) << "no more shards than asked for";
+  EXPECT_EQ(ReadNewestSteps(store, "run-3", 1000, 4, 0, {})->steps.size(), 1u) << "but one step";
+  EXPECT_TRUE(ReadNewestSteps(store, "run-3", 7, 4, 100, {})->steps.empty());
+}
+
+TEST_F(Steps, F68_ADamagedNewestStepIsTold) {
+  SP_ASSERT_OK(PutAll());
+  step = Make(1300, 0);
+  SP_ASSERT_OK(PutAll());
+  SP_ASSERT_OK(memory.Delete(LineageObjectKey(step.records[0].key), {}));
+  const auto newest = ReadNewestSteps(store, "run-3", 1000, 4, 100, {});
+  ASSERT_TRUE(newest);
+  EXPECT_EQ(newest->damaged.code(), StatusCode::kIncomplete);
+  EXPECT_NE(newest->damaged.message().find("step-1300"), std::string::npos);
+  EXPECT_EQ(newest->steps.size(), 1u);
 }
 
 TEST_F(Steps, F61_UploadsOfTheDeadAreAborted) {

@@ -4,9 +4,12 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 
 #include "base/crc32c.h"
+#include "base/no_memory.h"
 #include "durable/step_store.h"
 #include "format/constants.h"
 
@@ -76,7 +79,7 @@ StoredShard::Report StoredShard::ReadBlocks(const std::vector<bool>& wanted, std
   std::mutex mutex;  // Guards `report`.
   std::atomic<size_t> next = 0;
   std::atomic<bool> failed = false;
-  const auto work = [&] {
+  const auto work_or_throw = [&] {
     std::vector<uint8_t> buffer;
     for (size_t i = next++; i < windows.size() && !failed; i = next++) {
       const Window& window = windows[i];
@@ -115,12 +118,27 @@ StoredShard::Report StoredShard::ReadBlocks(const std::vector<bool>& wanted, std
       }
     }
   };
+  const auto work = [&] {
+    try {
+      work_or_throw();
+    } catch (const std::bad_alloc&) {
+      const std::lock_guard lock(mutex);
+      report.status = NoMemory("read a stored shard");
+      report.target_modified = report.target_modified || !ranges.empty();
+      failed = true;
+    }
+  };
   const size_t threads = std::min<size_t>(static_cast<size_t>(std::max(requests, 1)), windows.size());
-  if (threads <= 1) {
-    work();
-  } else {
+  {
     std::vector<std::jthread> pool;
-    for (size_t i = 0; i < threads; ++i) pool.emplace_back(work);
+    try {
+      for (size_t i = 1; i < threads; ++i) pool.emplace_back(work);
+    } catch (const std::system_error&) {
+      // Those that are there do it.
+    } catch (const std::bad_alloc&) {
+      // The same.
+    }
+    work();
   }
   std::sort(report.corrupt_blocks.begin(), report.corrupt_blocks.end());
   if (report.status.ok() && !report.corrupt_blocks.empty()) {

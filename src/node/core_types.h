@@ -67,9 +67,12 @@ struct ManifestStored {  // Answer to action::StoreManifest.
   Id128 attempt;
   Status status;
 };
-struct StoreListed {  // Answer to action::ListStore: the whole steps of the store, of all users.
+struct StoreListed {  // Answer to action::ListStore.
+  uint32_t uid = 0;
+  std::string ns;
   Status status;
-  std::vector<StoredStep> steps;
+  std::vector<StoredStep> steps;  // Of this user; the newest ones.
+  Status newest;                  // Not OK: what is the newest by the store's clock is damaged (F68); names it.
 };
 struct ExtentCreated {
   uint32_t extent = 0;
@@ -135,7 +138,10 @@ struct StoreManifest {  // All its shards are there: make the manifest object, w
   Id128 attempt;
   StoredStep step;
 };
-struct ListStore {};
+struct ListStore {  // What the store has of one namespace.
+  uint32_t uid = 0;
+  std::string ns;
+};
 struct CreateExtents {
   uint32_t first = 0, count = 0;
 };

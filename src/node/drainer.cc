@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 
 #include "durable/open_store.h"
 #include "durable/step_store.h"
@@ -14,7 +15,9 @@ constexpr size_t kWaitingMax = 4096;
 constexpr Nanos kSmallObjects = 60 * kNanosPerSecond;  // A manifest, a probe, one page of a listing.
 // Of one shard: a floor of 4 MB/s, below which nothing useful is going on; and a minute for what does not depend on its size.
 constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
-constexpr size_t kStepsPerNamespace = 64;  // Of which a new node reads the manifests.
+// What a node whose memory is new takes over of one namespace: enough to resume from, and little of the ledger.
+constexpr size_t kStepsListed = 16;
+constexpr size_t kRecordsListed = 512;
 // Uploads that nobody has finished after so long are aborted, whoever began them: a shard of 1 TiB is through in half of it (T_abort, I-24).
 constexpr int64_t kAbortAfterSeconds = 7 * 24 * 3600;
 
@@ -54,16 +57,19 @@ class Drainer::Door {
   std::optional<OpenedStore> opened_;
 };
 
-Drainer::Drainer(std::string url, const Clock& clock, std::function<void(Event)> post)
-    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)) {}
+Drainer::Drainer(std::string url, uint64_t bytes_per_second, const Clock& clock, std::function<void(Event)> post)
+    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)), rate_(bytes_per_second),
+      // Half of what is allowed, in case another shard takes the other half.
+      slowest_(bytes_per_second == 0 ? kSlowestBytesPerSecond : std::clamp<uint64_t>(bytes_per_second / 2, 1, kSlowestBytesPerSecond)) {}
 
 Drainer::~Drainer() {
   cancelled_ = true;
   executor_.reset();
 }
 
-Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, const Clock& clock, std::function<void(Event)> post) {
-  std::unique_ptr<Drainer> drainer(new Drainer(url, clock, std::move(post)));
+Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const Clock& clock,
+                                                 std::function<void(Event)> post) {
+  std::unique_ptr<Drainer> drainer(new Drainer(url, bytes_per_second, clock, std::move(post)));
   // One more for listings and manifests, which are short, so that no large shard holds them up.
   SP_ASSIGN_OR_RETURN(drainer->executor_, Executor::Create(threads + 1, kWaitingMax, true));
   return drainer;
@@ -75,6 +81,16 @@ CallLimits Drainer::Limits(Nanos within, const Progress& progress) const {
   limits.cancelled = &cancelled_;
   if (progress) limits.progress = [progress](uint64_t bytes) { *progress += bytes; };
   return limits;
+}
+
+// In short pauses, so that the end of the daemon need not wait for a long one.
+void Drainer::WaitForTurn(uint64_t bytes) {
+  const Nanos at = rate_.Take(clock_.Now(), bytes);
+  while (!cancelled_) {
+    const Nanos left = at - clock_.Now();
+    if (left <= 0) return;
+    std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(left, 20 * kNanosPerMilli)));
+  }
 }
 
 void Drainer::Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused) {
@@ -91,7 +107,7 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
   auto progress = std::make_shared<std::atomic<uint64_t>>(0);
   progress_[identity] = progress;
   const auto store = [this, record, lease = std::move(lease), progress]() -> Result<ConfirmedBy> {
-    const Nanos within = kSmallObjects + static_cast<Nanos>(record.length_bytes / kSlowestBytesPerSecond) * kNanosPerSecond;
+    const Nanos within = kSmallObjects + static_cast<Nanos>(record.length_bytes / slowest_) * kNanosPerSecond;
     const CallLimits limits = Limits(within, progress);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
     PutSource source;
@@ -99,7 +115,10 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
     source.block_crcs.resize(BlockCount(record.length_bytes));
     SP_RETURN_IF_ERROR(lease.Read(ChecksumListOffset(record.length_bytes),
                                   {reinterpret_cast<uint8_t*>(source.block_crcs.data()), 4 * source.block_crcs.size()}));
-    source.read = [&lease](uint64_t offset, MutableByteSpan out) { return lease.Read(offset, out); };
+    source.read = [this, &lease](uint64_t offset, MutableByteSpan out) {
+      WaitForTurn(out.size());
+      return lease.Read(offset, out);
+    };
     return PutShard(*opened.store, opened.abilities, record, source, limits);
   };
   Submit(
@@ -129,35 +148,33 @@ void Drainer::StoreManifest(const Id128& attempt, const StoredStep& step) {
          [attempt](const Status& why) { return event::ManifestStored{attempt, why}; });
 }
 
-void Drainer::List() {
-  const auto list = [this]() -> Result<std::vector<StoredStep>> {
-    const CallLimits limits = Limits(10 * kSmallObjects, nullptr);
+void Drainer::List(uint32_t uid, const std::string& ns) {
+  const auto list = [this, uid, ns]() -> Result<NewestSteps> {
+    const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
-    [[maybe_unused]] const auto swept = SweepUploads(*opened.store, "", UnixSeconds() - kAbortAfterSeconds, limits);
-    SP_ASSIGN_OR_RETURN(std::vector<StepName> names, ListStepNames(*opened.store, "", limits));
-    std::reverse(names.begin(), names.end());  // The newest of each namespace first.
-    std::vector<StoredStep> steps;
-    std::map<std::string, size_t> read;
-    for (const StepName& name : names) {
-      if (read[name.ns] >= kStepsPerNamespace) continue;
-      Result<StoredStep> step = ReadStoredStep(*opened.store, name, limits);
-      // What is damaged, or was deleted meanwhile, is no step; the others are.
-      const bool skip = !step && (step.error().code() == StatusCode::kNotFound || step.error().code() == StatusCode::kCorrupt ||
-                                  step.error().code() == StatusCode::kIncomplete);
-      if (!step && !skip) return std::unexpected(step.error());
-      if (!step) continue;
-      ++read[name.ns];
-      steps.push_back(std::move(*step));
-    }
-    return steps;
+    return ReadNewestSteps(*opened.store, ns, uid, kStepsListed, kRecordsListed, limits);
   };
   Submit(
-      [list, door = door_] {
-        Result<std::vector<StoredStep>> steps = list();
-        if (!steps) door->Close();
-        return steps ? event::StoreListed{{}, std::move(*steps)} : event::StoreListed{steps.error(), {}};
+      [list, uid, ns, door = door_] {
+        Result<NewestSteps> found = list();
+        if (!found) door->Close();
+        return found ? event::StoreListed{uid, ns, {}, std::move(found->steps), std::move(found->damaged)}
+                     : event::StoreListed{uid, ns, found.error(), {}, {}};
       },
-      [](const Status& why) { return event::StoreListed{why, {}}; });
+      [uid, ns](const Status& why) { return event::StoreListed{uid, ns, why, {}, {}}; });
+}
+
+void Drainer::Sweep() {
+  Submit(
+      [this]() -> Event {
+        const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
+        // If the store is in trouble, the next worker sweeps: nothing depends on it.
+        if (const auto opened = door_->Open(limits)) {
+          [[maybe_unused]] const auto swept = SweepUploads(*opened->store, "", UnixSeconds() - kAbortAfterSeconds, limits);
+        }
+        return event::ShardProgress{};
+      },
+      [](const Status&) { return event::ShardProgress{}; });
 }
 
 void Drainer::PostProgress() {

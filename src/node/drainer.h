@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "durable/object_store.h"
+#include "durable/rate_limit.h"
 #include "node/core_types.h"
 #include "node/executor.h"
 #include "node/extent_set.h"
@@ -19,13 +20,16 @@ namespace sp {
 // Owned by the event loop, like the callback `post`, which is called there with the answers.
 class Drainer {
  public:
-  static Result<std::unique_ptr<Drainer>> Create(const std::string& url, uint32_t threads, const Clock& clock, std::function<void(Event)> post);
+  // `bytes_per_second`: at most, of all shards together; 0: no limit.
+  static Result<std::unique_ptr<Drainer>> Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const Clock& clock,
+                                                 std::function<void(Event)> post);
   // Cancels what is under way and waits for it: to the end of a system call, or of a request to the store.
   ~Drainer();
 
   void StoreShard(const SealRecord& record, ExtentSet lease);
   void StoreManifest(const Id128& attempt, const StoredStep& step);
-  void List();
+  void List(uint32_t uid, const std::string& ns);
+  void Sweep();  // Aborts what dead writers left (I-24). Nobody is told.
 
   int fd() const { return executor_->fd(); }  // Readable: call RunCompletions.
   void RunCompletions() { executor_->RunCompletions(); }
@@ -41,13 +45,16 @@ class Drainer {
   class Door;
   using Progress = std::shared_ptr<std::atomic<uint64_t>>;
 
-  Drainer(std::string url, const Clock& clock, std::function<void(Event)> post);
+  Drainer(std::string url, uint64_t bytes_per_second, const Clock& clock, std::function<void(Event)> post);
+  void WaitForTurn(uint64_t bytes);
   void Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused);
   CallLimits Limits(Nanos within, const Progress& progress) const;
 
   const Clock& clock_;
   const std::function<void(Event)> post_;
   const std::shared_ptr<Door> door_;
+  RateLimit rate_;
+  const uint64_t slowest_;  // Bytes per second of one shard, below which it is given up and tried again.
   std::atomic<bool> cancelled_ = false;
   std::map<Hash256, Progress> progress_;
   std::unique_ptr<Executor> executor_;  // Last: its threads use the others, so it goes first.

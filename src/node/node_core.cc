@@ -118,9 +118,9 @@ std::optional<Nanos> NodeCore::Impl::NextDeadline() const {
   for (const auto& [id, build] : builds_) consider(build.deadline);
   for (const Waiter& w : waiters_) consider(w.deadline);
   for (const auto& [id, drain] : drains_) {
-    if (drain.retry_at > 0 && drain.under_way.empty() && !drain.manifest_under_way) consider(drain.retry_at);
+    if (drain.retry_at > now_) consider(drain.retry_at);  // One that waits for its turn is begun when another one ends.
   }
-  if (list_again_at_ > 0 && !unanswered_.empty()) consider(list_again_at_);
+  for (const Unanswered& u : unanswered_) consider(u.deadline);
   for (const auto& [id, session] : sessions_) {
     if (auto t = SilenceEnds(id, session)) consider(*t);
   }
@@ -191,6 +191,7 @@ void NodeCore::Impl::On(const event::Tick&) {
     }
   }
   PumpDrains();
+  AnswerLate();
   std::vector<Id128> gone;  // Nobody can tell us that these died: when they hold nothing they need any more, drop what they have.
   for (const auto& [id, session] : sessions_) {
     if (auto t = SilenceEnds(id, session); t && *t <= now_) gone.push_back(id);
@@ -213,6 +214,8 @@ void NodeCore::Impl::On(const event::Shutdown&) {
   const Status why(StatusCode::kUnavailable, "the daemon is stopping");
   for (const Waiter& w : waiters_) SendError(w.connection, MessageType::kWait, w.request_id, why);
   waiters_.clear();
+  for (const Unanswered& u : unanswered_) SendError(u.connection, u.frame.type, u.frame.request_id, why);
+  unanswered_.clear();
   while (!builds_.empty()) CancelBuild(builds_.begin()->first, why);
   Log(action::Log::Severity::kInfo, "stopping",
       {{"open_leases", std::to_string(leases_.size())}, {"steps_to_store", std::to_string(drains_.size())}});

@@ -25,6 +25,7 @@ void NodeCore::Impl::TryComplete(const NamespaceKey& ns, const Id128& id) {
   }
   const Hash256 marker = MarkerOf(ns.uid, ns.ns);
   const bool first_ever = !markers_.contains(marker);
+  ApplyPolicy(ns, *attempt);  // Before: a kill in between forgets nothing, and whoever waits for level durable is not told that nobody wants it.
   ledger::Manifest manifest;
   manifest.record.bytes = ManifestRecord(*records, MakeManifest(*records)).Encode();
   Commit(manifest);
@@ -39,7 +40,6 @@ void NodeCore::Impl::TryComplete(const NamespaceKey& ns, const Id128& id) {
   // All ranks of this launch have saved, so none of them is still choosing what to restore: what the launch resumed from may go.
   std::erase_if(groups_, [&](const auto& g) { return std::get<0>(g.first) == ns && std::get<1>(g.first) == attempt->key.nonce; });
   CloseOvertaken(ns, *attempt);
-  ApplyPolicy(ns, *attempt);
   if (attempt->WantsDurable()) AddDrain(ns, *attempt);
   RetireOld(ns);
   PumpDrains();
@@ -103,7 +103,7 @@ void NodeCore::Impl::RetireOld(const NamespaceKey& ns) {
   for (const Id128& id : ids) {
     const Attempt* attempt = catalog_.FindAttempt(ns, id);
     if (attempt->durable) {
-      Evict(ns, *attempt);
+      if (HasMemory(id)) Evict(ns, *attempt);
       continue;
     }
     std::vector<uint64_t> slots;
@@ -134,7 +134,10 @@ std::optional<std::pair<Status, Level>> NodeCore::Impl::WaitOutcome(const Namesp
         return std::pair(Status(StatusCode::kClosed, StepText(attempt->key) + " was not made durable: " + attempt->wish->reason), Level::kNone);
       }
       return std::pair(Status(), catalog_.LevelOf(*attempt));
-    case AttemptState::kRetired: return std::pair(Status(), Level::kNone);
+    case AttemptState::kRetired:
+      if (r.level != Level::kDurable) return std::pair(Status(), Level::kNone);
+      if (attempt->durable) return std::pair(Status(), Level::kDurable);  // The store still has it.
+      return std::pair(Status(StatusCode::kClosed, "the step was retired before it was durable"), Level::kNone);
     case AttemptState::kCorrupt:
       return std::pair(Status(StatusCode::kCorrupt, StepText(attempt->key) + ": " + catalog_.InfoOf(*attempt).reason), Level::kNone);
     case AttemptState::kClosed: break;

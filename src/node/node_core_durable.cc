@@ -21,8 +21,12 @@ namespace {
 constexpr Nanos kRetryFirst = kNanosPerSecond;
 constexpr Nanos kRetryMost = 60 * kNanosPerSecond;
 constexpr Nanos kTellEvery = 60 * kNanosPerSecond;
-constexpr size_t kUnansweredMax = 4096;
-constexpr size_t kStoredKept = 64;  // Durable steps of one namespace that are listed after memory let go of them; the store keeps all.
+constexpr Nanos kStalled = 30 * kNanosPerSecond;  // Nothing arrives for so long: the store is in trouble, whatever it says later.
+constexpr uint32_t kMismatchesMax = 3;            // In a row: it is not what happened on the way.
+constexpr size_t kStoredKept = 16;  // Durable steps of one namespace that are listed after memory let go of them; the store keeps all.
+constexpr size_t kListingsKept = 256;  // Of one user.
+constexpr Nanos kListingHolds = kNanosPerSecond;     // For the ranks that ask at the same time.
+constexpr Nanos kAnswerWithin = 20 * kNanosPerSecond;  // Clients give up after 30 s.
 
 // Doubled with every failure, and spread by a quarter so that many nodes do not come back at once. Pure: by the attempt's id.
 Nanos RetryDelay(const Id128& id, uint32_t failures) {
@@ -73,7 +77,7 @@ void NodeCore::Impl::AddDrain(const NamespaceKey& ns, const Attempt& attempt) {
   auto [it, inserted] = drains_.try_emplace(attempt.key.AttemptId());
   if (!inserted) return;
   it->second.ns = ns;
-  it->second.began = now_;
+  it->second.began = it->second.progressed_at = now_;
 }
 
 // Starts what may start: oldest attempts first, a bounded number of shards at once over all of them.
@@ -85,7 +89,8 @@ void NodeCore::Impl::PumpDrains() {
     under_way += drain.under_way.size();
     const Attempt* attempt = catalog_.FindAttempt(drain.ns, id);
     const auto there = [&](const auto& r) { return attempt->stored.contains(r.first) || sealed_.contains({id, r.first}); };
-    if (!attempt || attempt->tombstone || !attempt->manifest || !std::ranges::all_of(attempt->records, there)) {
+    const bool whole = attempt && attempt->manifest && !attempt->tombstone && !attempt->conflicting && attempt->records.size() == attempt->world_size;
+    if (!whole || attempt->durable || !std::ranges::all_of(attempt->records, there)) {
       gone.emplace_back(id, "this node's memory does not have the whole step any more");
       continue;
     }
@@ -104,11 +109,13 @@ void NodeCore::Impl::PumpDrains() {
       if (under_way >= config_.drains_max) break;
       if (attempt->stored.contains(rank) || drain.under_way.contains(rank)) continue;
       drain.under_way[rank] = 0;
+      drain.progressed_at = now_;
       ++under_way;
       actions_.push_back(action::StoreShard{record, pool_.FindSlot(sealed_.at({id, rank}).slot)->entry.extents});
     }
     if (attempt->stored.size() < attempt->world_size || !drain.under_way.empty()) continue;
     drain.manifest_under_way = true;
+    drain.progressed_at = now_;
     StoredStep step;
     for (const auto& [rank, record] : attempt->records) step.records.push_back(record);
     step.lineage = catalog_.Ancestry(drain.ns, attempt->key.generation);
@@ -121,7 +128,10 @@ void NodeCore::Impl::On(const event::ShardProgress& e) {
   if (shard == shard_of_record_.end()) return;
   const auto drain = drains_.find(shard->second.first);
   if (drain == drains_.end()) return;
-  if (auto rank = drain->second.under_way.find(shard->second.second); rank != drain->second.under_way.end()) rank->second = e.bytes;
+  const auto rank = drain->second.under_way.find(shard->second.second);
+  if (rank == drain->second.under_way.end() || rank->second == e.bytes) return;
+  rank->second = e.bytes;
+  drain->second.progressed_at = now_;
 }
 
 void NodeCore::Impl::On(const event::ShardStored& e) {
@@ -135,8 +145,9 @@ void NodeCore::Impl::On(const event::ShardStored& e) {
     return PumpDrains();
   }
   Drain& drain = it->second;
-  drain.failures = 0;
+  drain.failures = drain.mismatches = 0;
   drain.retry_at = 0;
+  drain.progressed_at = now_;
   drain.last = Status();
   const Attempt* attempt = catalog_.FindAttempt(drain.ns, id);
   ledger::StoredShard entry;
@@ -153,7 +164,7 @@ void NodeCore::Impl::On(const event::ManifestStored& e) {
   const auto it = drains_.find(e.attempt);
   if (it == drains_.end()) return PumpDrains();
   it->second.manifest_under_way = false;
-  if (!e.status.ok()) {
+  if (!e.status.ok() && !SP_PLANTED(durable_unconfirmed)) {
     DrainFailed(e.attempt, "the manifest", e.status);
     return PumpDrains();
   }
@@ -179,8 +190,9 @@ void NodeCore::Impl::DrainFailed(const Id128& id, const std::string& what, const
   ++counters_.drain_failures;
   ++drain.failures;
   drain.last = why;
-  // What does not match cannot be mended by sending it again, and nothing is ever overwritten.
-  if (why.code() == StatusCode::kCorrupt) return GiveUpDrain(id, what + ": " + why.message());
+  // What was damaged on its way is mended by sending it again. What is damaged in memory or in the store is not, and nothing is ever overwritten.
+  drain.mismatches = why.code() == StatusCode::kCorrupt ? drain.mismatches + 1 : 0;
+  if (drain.mismatches >= kMismatchesMax) return GiveUpDrain(id, what + ": " + why.message());
   drain.retry_at = now_ + RetryDelay(id, drain.failures);
   if (drain_told_at_ != 0 && now_ < drain_told_at_ + kTellEvery) return;
   drain_told_at_ = now_;
@@ -203,17 +215,36 @@ void NodeCore::Impl::GiveUpDrain(const Id128& id, const std::string& why) {
   EndIfDrained();
 }
 
+bool NodeCore::Impl::IsInTrouble(const Drain& drain, Nanos now) const {
+  const bool sent = !drain.under_way.empty() || drain.manifest_under_way;
+  return drain.failures > 0 || (sent && now >= drain.progressed_at + kStalled);
+}
+
+bool NodeCore::Impl::HasMemory(const Id128& attempt) const {
+  const auto it = sealed_.lower_bound({attempt, 0});
+  return it != sealed_.end() && it->first.first == attempt;
+}
+
 // A save that finds no memory because steps wait for a store that does not take them: the save goes first (I-22). While the store takes them, the
-// step on its way there does (F70), which lasts a bounded time.
-bool NodeCore::Impl::DrainGivesWay(uint32_t uid) {
+// step on its way there does (F70), which lasts a bounded time. Of a shard that is being sent every block is compared before it goes, so its memory may
+// be used for something else meanwhile.
+bool NodeCore::Impl::DrainGivesWay(const SessionKey& session) {
   for (const auto& [id, drain] : drains_) {
-    if (drain.failures == 0 || drain.ns.uid != uid || !drain.under_way.empty() || drain.manifest_under_way) continue;
+    if (drain.ns.uid != session.uid || !IsInTrouble(drain, now_)) continue;
+    // Only for memory that this session can have then: its own, or that of the dead.
+    bool helps = false;
+    for (auto it = sealed_.lower_bound({id, 0}); it != sealed_.end() && it->first.first == id; ++it) {
+      const Id128& owner = pool_.FindSlot(it->second.slot)->entry.session.session;
+      helps = helps || owner == session.session || !IsAlive(owner);
+    }
     std::set<Id128> pinned = PinnedAttempts(drain.ns);
     pinned.erase(id);
     const auto retirable = catalog_.Retirable(drain.ns, config_.retain, pinned);
-    const auto goes = [&](const Attempt* a) { return a->key.AttemptId() == id; };
-    if (std::ranges::none_of(retirable, goes)) continue;
-    GiveUpDrain(id, "memory was needed for a newer step, and the store was in trouble: " + drain.last.message());
+    const auto goes = [&, &id = id](const Attempt* a) { return a->key.AttemptId() == id; };
+    if (!helps || std::ranges::none_of(retirable, goes)) continue;
+    GiveUpDrain(id, "memory was needed for a newer step, and the store was in trouble: " +
+                        (drain.last.ok() ? "nothing has arrived there for " + std::to_string((now_ - drain.progressed_at) / kNanosPerSecond) + " s"
+                                         : drain.last.message()));
     return true;
   }
   return false;
@@ -228,48 +259,86 @@ void NodeCore::Impl::Evict(const NamespaceKey& ns, const Attempt& attempt) {
   trim_ = true;
   ++counters_.retired;
   for (uint64_t slot : slots) ReleaseSlot(slot);
+  const std::set<Id128> in_use = PinnedAttempts(ns);
   std::vector<Id128> stored;  // Newest first.
   for (const Attempt* a : catalog_.Attempts(ns)) {
-    if (a->durable && !catalog_.IsHeld(*a)) stored.push_back(a->key.AttemptId());
+    const bool pinned = a->operator_pin || in_use.contains(a->key.AttemptId());
+    if (a->durable && !a->tombstone && !pinned && !HasMemory(a->key.AttemptId())) stored.push_back(a->key.AttemptId());
   }
   for (size_t i = kStoredKept; i < stored.size(); ++i) {
     Commit(ledger::Tombstone{ns.uid, ns.ns, stored[i], ledger::TombstoneWhy::kRetired, "forgotten here; the store still has it"});
   }
 }
 
-bool NodeCore::Impl::NeedsListing(const NamespaceKey& ns) const {
-  return !config_.store.empty() && !listed_ && !catalog_.CurrentGeneration(ns);
+bool NodeCore::Impl::IsMine(const NamespaceKey& ns) const {
+  const auto attempts = catalog_.Attempts(ns);
+  // Tombstones tell, too: of what the store told alone there are none but those of steps that are listed no more.
+  return std::ranges::any_of(attempts, [&](const Attempt* a) { return !a->durable || HasMemory(a->key.AttemptId()); });
 }
 
-Status NodeCore::Impl::AnswerLater(ConnectionId c, const Frame& f) {
-  if (!listing_failed_.ok()) {
-    const Status why = listing_failed_;
-    if (!listing_ && now_ >= list_again_at_) {
-      listing_ = true;
-      actions_.push_back(action::ListStore{});
-    }
-    return Status(StatusCode::kUnavailable, "this namespace is not in the daemon's memory, and the durable tier could not be asked whether it has steps of it: " +
-                                                why.message());
+bool NodeCore::Impl::NeedsListing(const NamespaceKey& ns) const {
+  if (config_.store.empty() || stopping_ || IsMine(ns) || SP_PLANTED(store_not_asked)) return false;
+  const auto listing = listings_.find(ns);
+  if (listing == listings_.end() || listing->second.under_way) return true;
+  return !listing->second.status.ok() || now_ >= listing->second.done_at + kListingHolds;
+}
+
+Status NodeCore::Impl::AnswerLater(ConnectionId c, const Frame& f, const NamespaceKey& ns) {
+  const auto same_uid = [&](const auto& l) { return l.first.uid == ns.uid; };
+  if (!listings_.contains(ns) && static_cast<size_t>(std::ranges::count_if(listings_, same_uid)) >= kListingsKept) {
+    std::erase_if(listings_, [&](const auto& l) { return same_uid(l) && !l.second.under_way; });
   }
-  if (unanswered_.size() >= kUnansweredMax) return Status(StatusCode::kLimit, "too many calls wait for the durable tier to be listed");
-  unanswered_.emplace_back(c, f);
+  Listing& listing = listings_[ns];
+  if (!listing.under_way && !listing.status.ok() && now_ < listing.done_at + kListingHolds) {
+    return Status(StatusCode::kUnavailable, "this namespace is not in the daemon's memory, and the durable tier could not be asked whether it has steps of "
+                                            "it: " + listing.status.message());
+  }
+  const auto of_uid = std::ranges::count_if(unanswered_, [&](const Unanswered& u) { return u.ns.uid == ns.uid; });
+  if (static_cast<uint32_t>(of_uid) >= config_.connections_per_uid_max) {
+    return Status(StatusCode::kLimit, "too many calls wait for the durable tier to be listed");
+  }
+  unanswered_.push_back({c, f, ns, now_ + kAnswerWithin});
+  if (!listing.under_way) {
+    listing.under_way = true;
+    actions_.push_back(action::ListStore{ns.uid, ns.ns});
+  }
   return Status();
 }
 
-void NodeCore::Impl::On(const event::StoreListed& e) {
-  listing_ = false;
-  listing_failed_ = e.status;
-  if (e.status.ok()) {
-    listed_ = true;
-    std::set<NamespaceKey> known;  // Before: what memory knows is newer than what the store knows.
-    for (const NamespaceKey& ns : catalog_.Namespaces()) {
-      if (catalog_.CurrentGeneration(ns)) known.insert(ns);
+void NodeCore::Impl::AnswerLate() {
+  for (size_t i = 0; i < unanswered_.size();) {
+    if (unanswered_[i].deadline > now_) {
+      ++i;
+      continue;
     }
+    const Unanswered late = std::move(unanswered_[i]);
+    unanswered_.erase(unanswered_.begin() + static_cast<ptrdiff_t>(i));
+    SendError(late.connection, late.frame.type, late.frame.request_id,
+              Status(StatusCode::kUnavailable, "the durable tier is still being asked what it has of namespace " + late.ns.ns + ": try again"));
+  }
+}
+
+// An older step is taken only by whoever asks for it (F68).
+Status NodeCore::Impl::NewestDamaged(const NamespaceKey& ns) const {
+  const auto listing = listings_.find(ns);
+  return listing == listings_.end() || IsMine(ns) ? Status() : listing->second.newest;
+}
+
+// What the store tells is added to what is known: after a kill in between the next listing adds the rest (I-25).
+void NodeCore::Impl::On(const event::StoreListed& e) {
+  const NamespaceKey ns{e.uid, e.ns};
+  Listing& listing = listings_[ns];
+  listing = Listing{false, now_, e.status, e.newest};
+  if (e.status.ok() && !IsMine(ns)) {
     size_t found = 0;
     for (const StoredStep& step : e.steps) {
-      const AttemptKey& key = step.records.front().key;
-      if (known.contains({key.uid, key.ns})) continue;
-      for (const ledger::Generation& g : step.lineage) Commit(g);
+      const SealRecord& first = step.records.front();
+      const Attempt* known = catalog_.FindAttempt(ns, first.attempt);
+      if (first.key.uid != ns.uid || first.key.ns != ns.ns || (known && (known->tombstone || known->stored.size() == known->world_size))) continue;
+      for (const ledger::Generation& g : step.lineage) {
+        const auto have = catalog_.Generations(ns);
+        if (std::ranges::none_of(have, [&](const auto& h) { return h.generation == g.generation; })) Commit(g);
+      }
       ledger::StoredManifest manifest;
       manifest.record.bytes = ManifestRecord(step.records, MakeManifest(step.records)).Encode();
       Commit(manifest);
@@ -281,17 +350,21 @@ void NodeCore::Impl::On(const event::StoreListed& e) {
       }
       ++found;
     }
-    Log(Severity::kInfo, "store_listed", {{"store", config_.store}, {"steps", std::to_string(e.steps.size())}, {"not_in_memory", std::to_string(found)}});
-  } else {
-    list_again_at_ = now_ + kRetryFirst;
-    if (list_told_at_ == 0 || now_ >= list_told_at_ + kTellEvery) {
-      list_told_at_ = now_;
-      Log(Severity::kWarning, "store_not_listed", {{"store", config_.store}, {"why", e.status.ToString()}});
+    if (found > 0) {
+      Log(Severity::kInfo, "store_listed",
+          {{"namespace", ns.ns}, {"store", config_.store}, {"steps", std::to_string(e.steps.size())}, {"not_known_before", std::to_string(found)}});
     }
   }
-  std::vector<std::pair<ConnectionId, Frame>> waiting;
-  waiting.swap(unanswered_);
-  for (auto& [connection, frame] : waiting) On(event::Received{connection, std::move(frame)});
+  const Status& trouble = e.status.ok() ? e.newest : e.status;
+  if (!trouble.ok() && (list_told_at_ == 0 || now_ >= list_told_at_ + kTellEvery)) {
+    list_told_at_ = now_;
+    Log(Severity::kWarning, e.status.ok() ? "stored_step_damaged" : "store_not_listed",
+        {{"namespace", ns.ns}, {"store", config_.store}, {"why", trouble.ToString()}});
+  }
+  std::vector<Unanswered> waiting, others;
+  for (Unanswered& u : unanswered_) (u.ns == ns ? waiting : others).push_back(std::move(u));
+  unanswered_ = std::move(others);
+  for (Unanswered& u : waiting) On(event::Received{u.connection, std::move(u.frame)});
 }
 
 void NodeCore::Impl::EndIfDrained() {

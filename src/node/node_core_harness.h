@@ -224,6 +224,7 @@ class NodeCoreHarness {
   Status store_status;              // How everything that is asked of the durable tier ends.
   bool hold_store = false;          // Its answers.
   std::vector<StoredStep> stored;   // What it has: outlives this node's memory.
+  Status newest_damaged;            // What a listing says of the newest.
   std::set<Id128> dead_sessions;
   int kill_after = -1;                  // SIGKILL after so many more ledger entries.
   bool killed = false;
@@ -280,8 +281,13 @@ class NodeCoreHarness {
       } else if (const auto* a = std::get_if<action::StoreManifest>(&any)) {
         if (store_status.ok() && std::ranges::find(stored, a->step) == stored.end()) stored.push_back(a->step);
         Answer(hold_store, event::ManifestStored{a->attempt, store_status});
-      } else if (std::holds_alternative<action::ListStore>(any)) {
-        Answer(hold_store, event::StoreListed{store_status, store_status.ok() ? stored : std::vector<StoredStep>()});
+      } else if (const auto* a = std::get_if<action::ListStore>(&any)) {
+        event::StoreListed e{a->uid, a->ns, store_status, {}, newest_damaged};
+        for (const StoredStep& step : stored) {
+          const AttemptKey& key = step.records[0].key;
+          if (store_status.ok() && key.uid == a->uid && key.ns == a->ns) e.steps.insert(e.steps.begin(), step);
+        }
+        Answer(hold_store, std::move(e));
       } else if (const auto* a = std::get_if<action::CreateExtents>(&any)) {
         for (uint32_t i = 0; i < a->count; ++i) {
           if (!hold_extents) extents.insert(a->first + i);

@@ -118,8 +118,10 @@ class NodeCore::Impl {
     std::map<uint32_t, uint64_t> under_way;  // Ranks, and the bytes of them that have arrived.
     bool manifest_under_way = false;
     uint32_t failures = 0;  // In a row.
+    uint32_t mismatches = 0;  // In a row.
     Nanos retry_at = 0;
     Nanos began = 0;
+    Nanos progressed_at = 0;  // Something arrived, or was sent on its way.
     Status last;
   };
   using GroupKey = std::tuple<NamespaceKey, Id128, uint32_t>;  // Namespace, nonce, sequence.
@@ -219,10 +221,15 @@ class NodeCore::Impl {
   void PumpDrains();
   void DrainFailed(const Id128& attempt, const std::string& what, const Status& why);
   void GiveUpDrain(const Id128& attempt, const std::string& why);
-  bool DrainGivesWay(uint32_t uid);  // To a save, where the store is in trouble. True: memory has become free.
+  bool IsInTrouble(const Drain& drain, Nanos now) const;
+  bool DrainGivesWay(const SessionKey& session);  // To a save, where the store is in trouble. True: memory has become free.
+  bool HasMemory(const Id128& attempt) const;     // This node has a shard of it, in whatever condition.
   void Evict(const NamespaceKey& ns, const Attempt& attempt);
-  bool NeedsListing(const NamespaceKey& ns) const;  // What the store has of it is not known yet.
-  Status AnswerLater(ConnectionId c, const Frame& f);
+  bool IsMine(const NamespaceKey& ns) const;        // Memory knows more of it than the store.
+  bool NeedsListing(const NamespaceKey& ns) const;  // What the store has of it is not known, or not any more.
+  Status AnswerLater(ConnectionId c, const Frame& f, const NamespaceKey& ns);
+  void AnswerLate();
+  Status NewestDamaged(const NamespaceKey& ns) const;
   void EndIfDrained();
 
   // --- reading
@@ -281,10 +288,21 @@ class NodeCore::Impl {
   std::vector<Action> actions_;
   std::map<Id128, Drain> drains_;
   std::map<NamespaceKey, Nanos> durable_at_;  // When a step was last chosen by durable_interval.
-  bool listing_ = false, listed_ = false;
-  Status listing_failed_;
-  Nanos list_again_at_ = 0, drain_told_at_ = 0, list_told_at_ = 0;
-  std::vector<std::pair<ConnectionId, Frame>> unanswered_;  // Until the store has been listed.
+  struct Listing {
+    bool under_way = false;
+    Nanos done_at = 0;  // When the last one ended, if one has.
+    Status status;      // How.
+    Status newest;      // Not OK: the newest step of the store is damaged.
+  };
+  struct Unanswered {
+    ConnectionId connection = 0;
+    Frame frame;
+    NamespaceKey ns;
+    Nanos deadline = 0;
+  };
+  std::map<NamespaceKey, Listing> listings_;
+  Nanos drain_told_at_ = 0, list_told_at_ = 0;
+  std::vector<Unanswered> unanswered_;  // Until their namespace has been listed.
   struct Counters {
     uint64_t durable = 0, drain_failures = 0, drain_bytes = 0;
     uint64_t seals = 0, completed = 0, retired = 0, closed = 0, quarantined = 0, refused = 0;

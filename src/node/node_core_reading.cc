@@ -37,11 +37,12 @@ Status NodeCore::Impl::Latest(ConnectionId c, const Frame& f) {
   SP_ASSIGN_OR_RETURN(auto r, Decode<NamespaceRequest>(f.body));
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const NamespaceKey ns{SessionOf(c)->key.uid, r.ns};
-  if (NeedsListing(ns)) return AnswerLater(c, f);
+  if (NeedsListing(ns)) return AnswerLater(c, f, ns);
   const auto lineage = catalog_.Lineage(ns, std::max(r.level, Level::kMemory));
   if (lineage.empty() && r.level > Level::kMemory && !catalog_.Lineage(ns, Level::kMemory).empty()) {
     return Status(StatusCode::kNotFound, "namespace " + ns.ns + " has no step that is " + std::string(LevelName(r.level)));
   }
+  SP_RETURN_IF_ERROR(NewestDamaged(ns));
   if (lineage.empty()) return NothingComplete(ns);
   return Reply(c, f, catalog_.InfoOf(*lineage.front()));
 }
@@ -50,7 +51,7 @@ Status NodeCore::Impl::ListSteps(ConnectionId c, const Frame& f) {
   SP_ASSIGN_OR_RETURN(auto r, Decode<NamespaceRequest>(f.body));
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const NamespaceKey ns{SessionOf(c)->key.uid, r.ns};
-  if (NeedsListing(ns)) return AnswerLater(c, f);
+  if (NeedsListing(ns)) return AnswerLater(c, f, ns);
   std::vector<const Attempt*> all = catalog_.Lineage(ns, Level::kMemory);
   for (const Attempt* a : catalog_.Attempts(ns)) {
     const AttemptState state = catalog_.StateOf(*a);
@@ -96,6 +97,7 @@ Status NodeCore::Impl::ListNamespaces(ConnectionId c, const Frame& f) {
 Result<const Attempt*> NodeCore::Impl::Choose(const NamespaceKey& ns, const OpenReadRequest& r) const {
   const auto lineage = catalog_.Lineage(ns, Level::kMemory);
   if (r.choice == ReadChoice::kLatest) {
+    SP_RETURN_IF_ERROR(NewestDamaged(ns));
     if (lineage.empty()) return std::unexpected(NothingComplete(ns));
     return lineage.front();
   }
@@ -132,7 +134,7 @@ Status NodeCore::Impl::OpenRead(ConnectionId c, const Frame& f) {
   SP_RETURN_IF_ERROR(CheckNamespace(r.ns));
   const SessionKey session = SessionOf(c)->key;
   const NamespaceKey ns{session.uid, r.ns};
-  if (NeedsListing(ns)) return AnswerLater(c, f);
+  if (NeedsListing(ns)) return AnswerLater(c, f, ns);
   const auto of_ns = std::count_if(pins_.begin(), pins_.end(), [&](const auto& p) { return p.second.ns == ns; });
   const auto groups_of_ns = std::count_if(groups_.begin(), groups_.end(), [&](const auto& g) { return std::get<0>(g.first) == ns; });
   const auto of_uid = std::count_if(pins_.begin(), pins_.end(), [&](const auto& p) { return p.second.ns.uid == ns.uid; });
@@ -165,7 +167,7 @@ Status NodeCore::Impl::OpenRead(ConnectionId c, const Frame& f) {
   reply.pin = entry.pin;
   reply.pin_ns = static_cast<uint64_t>(config_.pin_ns);
   reply.info = catalog_.InfoOf(*attempt);
-  if (attempt->durable) reply.store = config_.store;
+  reply.store = config_.store;  // Also of a step that may become durable, and lose its memory, while it is being read.
   return Reply(c, f, reply);
 }
 
@@ -252,7 +254,7 @@ std::set<Id128> NodeCore::Impl::PinnedAttempts(const NamespaceKey& ns) const {
     if (pin.ns == ns) pinned.insert(pin.entry.attempt);
   }
   for (const auto& [id, drain] : drains_) {  // F70: not before the store has it.
-    if (drain.ns == ns) pinned.insert(id);
+    if (drain.ns == ns && !SP_PLANTED(retired_while_draining)) pinned.insert(id);
   }
   for (const auto& [key, group] : groups_) {
     if (std::get<0>(key) == ns) pinned.insert(group.attempt);

@@ -178,6 +178,9 @@ std::vector<Action> NodeCore::Impl::Restore(Nanos now, const Ledger::Contents& c
     }
   }
   for (const NamespaceKey& ns : catalog_.Namespaces()) {
+    for (const Attempt* a : catalog_.Attempts(ns)) {  // First: what is on its way to the store is not retired.
+      if (a->WantsDurable() && a->manifest) AddDrain(ns, *a);
+    }
     for (const Attempt* a : catalog_.OpenAttempts(ns)) {
       const Id128 id = a->key.AttemptId();
       if (const ledger::Generation* g = catalog_.CurrentGeneration(ns); g && a->key.generation < g->generation) {
@@ -192,14 +195,7 @@ std::vector<Action> NodeCore::Impl::Restore(Nanos now, const Ledger::Contents& c
       }
       TryComplete(ns, id);
     }
-    for (const Attempt* a : catalog_.Attempts(ns)) {
-      if (a->WantsDurable() && a->manifest) AddDrain(ns, *a);
-    }
     RetireOld(ns);
-  }
-  if (!config_.store.empty()) {
-    listing_ = true;
-    actions_.push_back(action::ListStore{});
   }
   PumpDrains();
   catalog_.Trim();
@@ -305,15 +301,17 @@ std::vector<LedgerEntry> NodeCore::Impl::Snapshot() const {
         out.push_back(entry);
       }
       if (a->wish) out.push_back(*a->wish);
-      if (a->durable) {  // Before its shards, which memory may not have any more.
+      if (a->durable && !SP_PLANTED(snapshot_drops_stored)) {  // Before its shards, which memory may not have any more.
         ledger::StoredManifest entry;
         entry.record.bytes = a->manifest->Encode();
         out.push_back(entry);
       }
-      for (const auto& [rank, read_back] : a->stored) {
+      for (const auto& [rank, record] : a->records) {
+        const auto stored = a->stored.find(rank);
+        if (stored == a->stored.end() && !a->durable) continue;
         ledger::StoredShard entry;
-        entry.read_back = read_back;
-        entry.record.bytes = a->records.at(rank).Encode();
+        entry.read_back = stored != a->stored.end() && stored->second;
+        entry.record.bytes = record.Encode();
         out.push_back(entry);
       }
       if (a->operator_pin && !SP_PLANTED(snapshot_drops_pins)) out.push_back(ledger::OperatorPin{ns.uid, ns.ns, a->key.AttemptId(), true});

@@ -70,10 +70,9 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
                  {"open_leases", leases_.size()}, {"sealed_shards", sealed_.size()}};
   j["durable"] = Json();
   if (!config_.store.empty()) {
-    const auto troubled = std::ranges::count_if(drains_, [](const auto& d) { return d.second.failures > 0; });
+    const auto troubled = std::ranges::count_if(drains_, [this, now](const auto& d) { return IsInTrouble(d.second, now); });
     j["durable"] = {{"store", config_.store}, {"steps_waiting", drains_.size()}, {"steps_in_trouble", troubled}, {"completed", counters_.durable},
-                    {"failures", counters_.drain_failures}, {"bytes", counters_.drain_bytes}, {"listed", listed_}};
-    if (!listing_failed_.ok()) j["durable"]["listing_failed"] = listing_failed_.message();
+                    {"failures", counters_.drain_failures}, {"bytes", counters_.drain_bytes}};
   }
   if (all_uids) {  // Totals only: names belong to their tenants (I-38).
     uint64_t open = 0, complete = 0, corrupt = 0;

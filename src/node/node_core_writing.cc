@@ -62,7 +62,7 @@ Status NodeCore::Impl::OpenGeneration(ConnectionId c, const Frame& f) {
   }
   const Session& session = *SessionOf(c);
   const NamespaceKey ns{session.key.uid, r.ns};
-  if (NeedsListing(ns)) return AnswerLater(c, f);
+  if (NeedsListing(ns)) return AnswerLater(c, f, ns);
   const ledger::Generation* current = catalog_.CurrentGeneration(ns);
   const ledger::Generation* same = catalog_.FindGenerationByNonce(ns, r.nonce);
   if (same && same != current) return CheckWriter(ns, same->generation, r.nonce);
@@ -87,6 +87,7 @@ Status NodeCore::Impl::OpenGeneration(ConnectionId c, const Frame& f) {
     g.fresh = r.parent_mode == ParentMode::kFresh;
     const Attempt* parent = nullptr;
     if (r.parent_mode == ParentMode::kLatest) {
+      SP_RETURN_IF_ERROR(NewestDamaged(ns));
       const auto lineage = catalog_.Lineage(ns, Level::kMemory);
       if (!lineage.empty()) parent = lineage.front();
     } else if (r.parent_mode == ParentMode::kAttempt) {
@@ -156,6 +157,7 @@ Status NodeCore::Impl::Reserve(ConnectionId c, const Frame& f) {
   if (attempt && attempt->tombstone) {
     return Status(StatusCode::kClosed, StepText(key) + " is closed: " + attempt->tombstone->reason);
   }
+  if (attempt && attempt->manifest && !sealed_.contains(shard)) return Status(StatusCode::kClosed, StepText(key) + " is complete already");
   if (!attempt && catalog_.WasForgotten(ns, id)) {  // By a rank that is far ahead: it will not come back for it.
     return Status(StatusCode::kClosed, StepText(key) + " was closed long ago");
   }
@@ -201,7 +203,7 @@ Status NodeCore::Impl::Reserve(ConnectionId c, const Frame& f) {
   build.deadline = Until(now_, r.timeout_ns);
   build.reserve = r;
   Status status = StartBuild(extents, build);
-  while (status.code() == StatusCode::kNoSpace && DrainGivesWay(session.uid)) {
+  while (status.code() == StatusCode::kNoSpace && DrainGivesWay(session)) {
     // Memory of this process's own retired steps is an idle slot now; anything else is free.
     if (auto slot = IdleSlotFor(session, extents)) {
       GrantLease(c, f.request_id, session, r, *slot, {});

@@ -4,7 +4,7 @@
 #include <functional>
 #include <limits>
 
-#include "durable/open_store.h"
+#include "durable/store_url.h"
 #include "format/constants.h"
 #include "node/listen_address.h"
 #include "node/units.h"
@@ -157,9 +157,7 @@ Row Store() {
           [](Settings& s, const std::string& text) -> std::string {
             if (text.size() > kStoreUrlBytesMax) return "is too long";
             if (text != "off") {
-              const SteadyClock clock;
-              const auto store = OpenStore(text, clock);
-              if (!store && store.error().code() == StatusCode::kInvalidArgument) return store.error().message();
+              if (const auto resolved = ResolveStoreUrl(text); !resolved) return resolved.error().message();
             }
             s.store = text;
             return "";
@@ -203,6 +201,7 @@ const std::vector<Row>& Table() {
       Number("durable_every", &S::durable_every, 0, kStepMax, "Every step that is a multiple of it is made durable; 0: those that are asked for."),
       Duration("durable_interval", &S::durable_interval, kSecond, 366 * 24 * kHour, true, "The first complete step after so long is made durable, too."),
       Number("drain_threads", &S::drain_threads, 1, 16, "Shards that are on their way to the store at once."),
+      Size("drain_rate", &S::drain_rate, 0, kExtentsMax * kGiB, "", "Bytes per second that go to the store, at most; 0: no limit."),
       Bool("private", &S::is_private, "Started by a client library for one user: grows on demand, ends when idle."),
       Duration("idle_exit", &S::idle_exit, kSecond, 366 * 24 * kHour, true, "End after so long without a client when no step is held."),
       Duration("idle_exit_holding", &S::idle_exit_holding, kSecond, 366 * 24 * kHour, true, "End after so long without a client although steps are held."),

@@ -36,6 +36,7 @@ struct Settings {
   uint64_t durable_every = 0;
   Nanos durable_interval = 0;
   uint32_t drain_threads = 2;  // Shards on their way to the store at once.
+  uint64_t drain_rate = 0;     // Bytes per second, of all of them; 0: no limit.
 
   bool is_private = false;
   Nanos idle_exit = 0, idle_exit_holding = 0;  // 0: never.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "durable/store_url.h"
 #include "node/keeper.h"
 #include "node/listen_address.h"
 #include "node/state_dir.h"
@@ -79,8 +80,12 @@ Status Worker::Start() {
   }
   SP_ASSIGN_OR_RETURN(executor_, Executor::Create(settings_.check_threads, kExecutorQueue));
 
+  std::string store_url;
   if (settings_.store != "off") {
-    SP_ASSIGN_OR_RETURN(drainer_, Drainer::Create(settings_.store, settings_.drain_threads, clock_, [this](Event event) { Post(std::move(event)); }));
+    SP_ASSIGN_OR_RETURN(store_url, ResolveStoreUrl(settings_.store));
+    const auto post = [this](Event event) { Post(std::move(event)); };
+    SP_ASSIGN_OR_RETURN(drainer_, Drainer::Create(store_url, settings_.drain_threads, settings_.drain_rate, clock_, post));
+    drainer_->Sweep();
   }
 
   CoreConfig config;
@@ -104,7 +109,7 @@ Status Worker::Start() {
   config.pins_max = settings_.pins_max;
   config.namespaces_per_uid_max = settings_.namespaces_per_uid_max;
   config.header_max = settings_.header_max;
-  config.store = settings_.store == "off" ? "" : settings_.store;
+  config.store = store_url;
   config.durable_every = settings_.durable_every;
   config.durable_interval = settings_.durable_interval;
   config.drains_max = settings_.drain_threads;

@@ -183,8 +183,8 @@ Status Worker::Do(const action::StoreManifest& a) {
   return {};
 }
 
-Status Worker::Do(const action::ListStore&) {
-  drainer_->List();
+Status Worker::Do(const action::ListStore& a) {
+  drainer_->List(a.uid, a.ns);
   return {};
 }
 

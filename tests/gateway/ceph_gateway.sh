@@ -4,9 +4,9 @@
 #   ceph_gateway.sh start DIR [PID]
 #                                starts it with everything below the new directory DIR and prints the endpoint, when that answers;
 #                                it is stopped, and DIR removed, when the process PID has ended in whatever way
+#   ceph_gateway.sh down DIR     kills the gateway alone: what the store holds stays, nobody answers
+#   ceph_gateway.sh up DIR       starts it again, and returns when that answers
 #   ceph_gateway.sh stop DIR     ends what `start DIR` started
-#   ceph_gateway.sh down DIR     ends the gateway alone, as where a store is out of reach; its objects stay
-#   ceph_gateway.sh up DIR       starts it again, at the same endpoint
 # The user has the access key "testkey" and the secret key "testsecret". Nothing in it survives, nothing in it is protected: only for tests.
 set -euo pipefail
 
@@ -106,28 +106,41 @@ start() {
 
 up() {
   local port
+  kill_programs rgw  # One that was killed may not have let go of the port yet.
   port=$(sed -n 's/^rgw frontends = .*:\([0-9]*\)$/\1/p' "$dir/ceph.conf")
   launch rgw radosgw --name client.rgw.test
   await "the gateway" bash -c "exec 3<>/dev/tcp/127.0.0.1/$port"
 }
 
-stop() { end rgw osd mon; }
+# Sends SIGKILL to a program of the cluster and prints its process; nothing if it does not run.
+kill_program() {
+  local pid
+  [[ -e $dir/$1.pid ]] || return 0
+  pid=$(<"$dir/$1.pid")
+  # The pid may be somebody else's by now: only a process that runs with our configuration is ours.
+  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/ceph.conf" || return 0
+  kill -KILL "$pid"
+  echo "$pid"
+}
 
-down() { end rgw; }
-
-end() {
+# Returns when they have ended.
+kill_programs() {
   local name pid tries
   for name in "$@"; do
-    [[ -e $dir/$name.pid ]] || continue
-    pid=$(<"$dir/$name.pid")
-    # The pid may be somebody else's by now: only a process that runs with our configuration is ours.
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/ceph.conf" || continue
-    kill -KILL "$pid"
+    pid=$(kill_program "$name")
     for ((tries = 0; tries < 100; ++tries)); do
-      [[ -e /proc/$pid ]] || break
+      [[ -n $pid && -e /proc/$pid ]] || break
       sleep 0.05
     done
   done
+}
+
+down() {
+  kill_program rgw >/dev/null
+}
+
+stop() {
+  kill_programs rgw osd mon
 }
 
 verb=${1:-}
@@ -138,9 +151,9 @@ case $verb in
   check)
     for program in "${programs[@]}"; do command -v "$program" >/dev/null || exit 1; done
     ;;
-  start | stop | up | down)
+  start | down | up | stop)
     [[ $dir == /* ]] || die "name a directory by its absolute path"
     "$verb"
     ;;
-  *) die "check, start DIR [PID], stop DIR, down DIR or up DIR" ;;
+  *) die "check, start DIR [PID], down DIR, up DIR or stop DIR" ;;
 esac

@@ -90,7 +90,8 @@ C_TESTS: dict[str, set[str]] = {
     path.stem: {
         f"{a}.{b}" for a, b in re.findall(r"^TEST(?:_[FP])?\(\s*(\w+),\s*(\w+)", path.read_text(), re.MULTILINE)
     }
-    for path in (ROOT / "src").rglob("*_test.cc")
+    for path in (ROOT / "src").rglob("*.*")
+    if path.stem.endswith("_test") or path.stem.endswith("_conformance")
 }
 PY_TESTS: dict[str, set[str]] = {
     path.stem: set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
@@ -102,6 +103,7 @@ PY_TESTS["test_fail_nth"] |= set(
 )
 SHORT = {
     "core": "node_core_test",
+    "durable": "node_core_durable_test",
     "restart": "node_core_restart_test",
     "catalog": "catalog_test",
     "pool": "pool_test",

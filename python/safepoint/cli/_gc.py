@@ -53,13 +53,15 @@ def gc(
         table = Table("namespace", "step", "size", "what", "why")
         freed = 0
         for space in spaces:
-            names = {(name.step, bytes(name.attempt)): name for name in place.store.steps(space)}
-            for age, info in enumerate(place.steps(space)):
+            ages: dict[int, int] = {}  # By user: each one's newest step stays.
+            for name, pin in place.pins(space):
+                info, age = pin.info, ages.get(pin.uid, 0)
+                ages[pin.uid] = age + 1
                 kept = rule.why_kept(info.step, age)
                 if kept is None:
                     freed += info.bytes
                     if not dry_run:
-                        place.store.delete(names[info.step, bytes(info.attempt)])
+                        place.store.delete(name)
                 what = "stays" if kept is not None else "would go" if dry_run else "deleted"
                 why = kept or f"not among the newest {rule.last}"
                 rows.append(
@@ -67,6 +69,7 @@ def gc(
                         "namespace": space,
                         "step": info.step,
                         "attempt": info.attempt.hex(),
+                        "uid": pin.uid,
                         "bytes": info.bytes,
                         "what": what,
                         "why": why,

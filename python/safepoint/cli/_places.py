@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Protocol
 
 import typer
 
 from safepoint import _core, errors
+from safepoint._stored import open_stored
 from safepoint.cli._common import connect, the_namespace
 
 Store = Annotated[
@@ -63,16 +65,23 @@ class StorePlace:
         raise errors.InvalidArgument("several namespaces: name one with --namespace: " + ", ".join(names[:20]))
 
     def steps(self, namespace: str) -> list[_core.AttemptInfo]:
-        infos = [self.store.open(name).info for name in self.store.steps(namespace)]
-        return sorted(infos, key=lambda i: (i.generation, i.step, i.try_number), reverse=True)
+        return [pin.info for _, pin in self.pins(namespace)]
+
+    def pins(self, namespace: str) -> list[tuple[_core.StepName, _core.StoredPin]]:
+        """The newest first; those that go away meanwhile are left out."""
+        found = []
+        for name in self.store.steps(namespace):
+            with contextlib.suppress(errors.NotFound):
+                found.append((name, self.store.open(name)))
+        return sorted(found, key=lambda f: (f[1].info.generation, f[1].info.step, f[1].info.try_number), reverse=True)
 
     def open(self, namespace: str, *, step: int | None = None, attempt: bytes | None = None) -> Pin:
-        names = [name for name in self.store.steps(namespace) if step in (None, name.step)]
-        pins = [self.store.open(name) for name in names if attempt in (None, name.attempt)]
-        if not pins:
-            what = "no whole step" if step is None else f"no whole step {step}"
-            raise errors.NotFound(f"{self.store.url}: namespace {namespace} has {what}")
-        return max(pins, key=lambda pin: (pin.info.generation, pin.info.step, pin.info.try_number))
+        if attempt is not None:
+            for name in self.store.steps(namespace):
+                if name.attempt == attempt:
+                    return self.store.open(name)
+            raise errors.NotFound(f"{self.store.url}: namespace {namespace} has no such whole step")
+        return open_stored(self.store.url, namespace=namespace, step=step)
 
 
 def place(socket: str | None, store: str | None) -> Place:

@@ -99,8 +99,6 @@ def _print_durable(state: dict[str, Any]) -> None:
             )
         console.print(table)
         console.print(f"durable tier {durable['store']}", highlight=False, soft_wrap=True)
-    if "listing_failed" in durable:
-        stderr.print(f"it could not be listed: {durable['listing_failed']}", style="red", highlight=False)
 
 
 @app.command(name="ls")
