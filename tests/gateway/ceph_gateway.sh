@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A one-node Ceph cluster in memory with its S3 gateway on loopback, for src/durable/s3_gateway_test.cc.
+# A one-node Ceph cluster in memory with its S3 gateway on loopback, for src/durable/s3_gateway_test.cc and tests/process/test_durable_s3.py.
 #   ceph_gateway.sh check        succeeds if the programs are installed (Debian: ceph-mon ceph-osd radosgw ceph-common)
 #   ceph_gateway.sh start DIR [PID]
 #                                starts it with everything below the new directory DIR and prints the endpoint, when that answers;

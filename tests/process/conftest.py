@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ BINARY = Path(safepoint.__file__).parent / "bin" / "safepointd"
 class Daemon:
     """``safepointd`` on a socket in ``folder``."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         self.folder = folder
         self.socket = str(folder / "d.sock")
@@ -46,7 +46,11 @@ class Daemon:
             settings[name] = value
         command = [str(BINARY)] + [f"{name}={value}" for name, value in settings.items()]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "stderr").open("w")
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / "stderr").open("w"),
+            env=None if environment is None else {**os.environ, **environment},
         )
         self.client().close()
 
@@ -103,8 +107,8 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     daemons: list[Daemon] = []
 
-    def start(*flags: str) -> Daemon:
-        daemons.append(Daemon(tmp_path / f"daemon{len(daemons)}", *flags))
+    def start(*flags: str, **options: Any) -> Daemon:
+        daemons.append(Daemon(tmp_path / f"daemon{len(daemons)}", *flags, **options))
         return daemons[-1]
 
     yield start
@@ -118,3 +122,19 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture
 def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon()
+
+
+@pytest.fixture
+def open_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., safepoint.Checkpointer]]:
+    """One rank of a job, on a daemon."""
+    made: list[safepoint.Checkpointer] = []
+
+    def make(daemon: Daemon, name: str = "", rank: int = 0, world_size: int = 1) -> safepoint.Checkpointer:
+        monkeypatch.setenv("SAFEPOINT_SOCKET", daemon.socket)
+        monkeypatch.setenv("SAFEPOINT_LAUNCH_ID", os.urandom(8).hex())
+        made.append(safepoint.Checkpointer(name or f"job-{os.urandom(4).hex()}", rank=rank, world_size=world_size))
+        return made[-1]
+
+    yield make
+    for checkpointer in made:
+        checkpointer.close()

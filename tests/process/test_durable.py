@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import safepoint
 
 COMMAND = [sys.executable, "-c", "from safepoint.cli import main; main()"]
 Start = Callable[..., Daemon]
+Job = Callable[..., safepoint.Checkpointer]
 
 
 def cli(*words: str, code: int = 0) -> str:
@@ -40,25 +41,6 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def url(base: Path) -> str:
     return f"file://{base}"
-
-
-@pytest.fixture
-def open_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., safepoint.Checkpointer]]:
-    """One rank of a job, on a daemon."""
-    made: list[safepoint.Checkpointer] = []
-
-    def make(daemon: Daemon, name: str = "", rank: int = 0, world_size: int = 1) -> safepoint.Checkpointer:
-        monkeypatch.setenv("SAFEPOINT_SOCKET", daemon.socket)
-        monkeypatch.setenv("SAFEPOINT_LAUNCH_ID", os.urandom(8).hex())
-        made.append(safepoint.Checkpointer(name or f"job-{os.urandom(4).hex()}", rank=rank, world_size=world_size))
-        return made[-1]
-
-    yield make
-    for checkpointer in made:
-        checkpointer.close()
-
-
-Job = Callable[..., safepoint.Checkpointer]
 
 
 def state(value: float) -> dict[str, Any]:
