@@ -62,7 +62,8 @@ std::string RenderMetrics(const std::string& core_status_json, const WorkerCount
   text.One("sealed_shards", "gauge", "Sealed shards held.", At(core, "/totals/sealed_shards"));
   text.Family("attempts", "gauge", "Attempts held, by state, and complete ones by level.");
   text.Sample(At(core, "/attempts/open"), "state=\"open\",level=\"none\"");
-  text.Sample(At(core, "/attempts/complete"), "state=\"complete\",level=\"memory\"");
+  text.Sample(At(core, "/attempts/complete") - At(core, "/attempts/durable"), "state=\"complete\",level=\"memory\"");
+  text.Sample(At(core, "/attempts/durable"), "state=\"complete\",level=\"durable\"");
   text.Sample(At(core, "/attempts/corrupt"), "state=\"corrupt\",level=\"none\"");
 
   text.One("seals_total", "counter", "Shards sealed by this worker.", At(core, "/totals/seals"));

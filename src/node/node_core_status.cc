@@ -75,16 +75,17 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
                     {"failures", counters_.drain_failures}, {"bytes", counters_.drain_bytes}};
   }
   if (all_uids) {  // Totals only: names belong to their tenants (I-38).
-    uint64_t open = 0, complete = 0, corrupt = 0;
+    uint64_t open = 0, complete = 0, durable = 0, corrupt = 0;
     for (const NamespaceKey& ns : catalog_.Namespaces()) {
       for (const Attempt* a : catalog_.Attempts(ns)) {
         const AttemptState s = catalog_.StateOf(*a);
         open += s == AttemptState::kOpen;
         complete += s == AttemptState::kComplete;
+        durable += s == AttemptState::kComplete && a->durable;
         corrupt += s == AttemptState::kCorrupt;
       }
     }
-    j["attempts"] = {{"open", open}, {"complete", complete}, {"corrupt", corrupt}};
+    j["attempts"] = {{"open", open}, {"complete", complete}, {"durable", durable}, {"corrupt", corrupt}};
     return j.dump();
   }
   j["drains"] = Json::array();

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,17 @@ def test_policy_every_nth_step(start_daemon: Start, url: str, open_job: Job) -> 
             assert save.wait("durable", timeout=30) == "durable"
     listed = json.loads(cli("ls", "--store", url, "--json"))
     assert [(s["step"], s["level"]) for s in listed] == [(10, "durable"), (5, "durable")]
+
+
+def test_the_rate_of_a_drain_is_bounded(start_daemon: Start, url: str, open_job: Job) -> None:
+    daemon = start_daemon(f"--store={url}", "--drain-rate=1MiB")
+    job = open_job(daemon, "train")
+    began = time.monotonic()
+    save = job.save(1, state(1), durable=True)  # 2.7 MiB.
+    save.wait(timeout=30)
+    eventually(lambda: any(d["bytes_done"] for d in daemon.status()["drains"]), "its progress is shown")
+    assert save.wait("durable", timeout=60) == "durable"
+    assert time.monotonic() - began > 1.5
 
 
 def test_gc_keeps_what_its_rule_says(daemon_with_store: Daemon, base: Path, url: str, open_job: Job) -> None:
