@@ -287,10 +287,14 @@ Status CheckTogether(const Settings& s, const GivenValues& given, AvailableBytes
 
 Status SettingError(const std::string& name, const GivenValue& value, const std::string& problem) {
   std::string range;
+  // Somebody may have written credentials into a URL, where there can be none: they are not repeated (I-41).
+  std::string text = value.text;
+  const size_t scheme = text.find("://");
+  if (scheme != text.npos && (text.find('@') != text.npos || text.find('?') != text.npos)) text = text.substr(0, scheme + 3) + "...";
   for (const Row& row : Table()) {
     if (row.info.name == name) range = row.info.range;
   }
-  return Status(StatusCode::kInvalidArgument, "setting " + name + " = \"" + value.text + "\" (" + value.source + "): " + problem +
+  return Status(StatusCode::kInvalidArgument, "setting " + name + " = \"" + text + "\" (" + value.source + "): " + problem +
                                                   (range.empty() ? "" : ". Allowed: " + range));
 }
 

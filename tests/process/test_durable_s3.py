@@ -229,7 +229,6 @@ def test_a_reader_refuses_credentials_in_a_url(gateway: Gateway) -> None:
         assert SECRET not in str(told.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the refusal of a setting repeats its text")
 def test_a_daemon_refuses_credentials_in_a_url_without_repeating_them(start_daemon: Start, gateway: Gateway) -> None:
     for url in with_credentials(gateway):
         with pytest.raises(AssertionError) as told:
@@ -237,7 +236,6 @@ def test_a_daemon_refuses_credentials_in_a_url_without_repeating_them(start_daem
         assert SECRET not in str(told.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a missing bucket is told without a cure")
 def test_a_missing_bucket_names_its_cure(gateway: Gateway) -> None:
     with pytest.raises(safepoint.NotFound, match="make the bucket"):
         safepoint.load(gateway.url("no-such-bucket"))
