@@ -9,7 +9,8 @@ What counts as one case: a GoogleTest case, a ctest program that is no GoogleTes
 check, the build of the wheel.
 
 A few tests judge time, and a machine that does something else for a second can fail one of them. So where at most
-SECOND_LOOKS programs or pytest items of a stage failed, those run once more, alone. What fails again has failed; what
+SECOND_LOOKS programs or pytest items of a stage failed (a set-up that several items share counts once), those run once
+more, alone. What fails again has failed; what
 passes then counts as passed and is named under "Unsteady", every time: it is to be looked into, not to be got used to.
 What a sanitizer reported is never looked at again: a race that shows once is there.
 """
@@ -257,6 +258,16 @@ def pytest_cases(junit: Path) -> dict[PytestCase, str]:
     return found
 
 
+def shared_causes(junit: Path) -> set[PytestCase]:
+    """The items that failed, but those of one module whose set-up failed with one message as one."""
+    causes: set[PytestCase] = set()
+    for case in ElementTree.parse(junit).getroot().iter("testcase"):
+        where = case.get("classname", "?")
+        causes |= {(where, error.get("message", "?")) for error in case.iter("error")}
+        causes |= {(where, case.get("name", "?")) for _ in case.iter("failure")}
+    return causes
+
+
 def pytest_stage(folder: str) -> Callable[[int], Outcome]:
     def stage(_jobs: int) -> Outcome:
         outcome = Outcome()
@@ -268,7 +279,8 @@ def pytest_stage(folder: str) -> Callable[[int], Outcome]:
         problem = run([*command, f"--junitxml={junit}"], TEST_LIMIT_S)
         cases = pytest_cases(junit) if junit.exists() else {}
         failed = {case for case, verdict in cases.items() if verdict == "failed"}
-        if 0 < len(failed) <= SECOND_LOOKS:
+        causes = failed if len(failed) <= SECOND_LOOKS else shared_causes(junit)
+        if 0 < len(causes) <= SECOND_LOOKS:
             only_those = ["--last-failed", "--last-failed-no-failures", "none"]
             problem = run([*command, *only_those, f"--junitxml={second}"], TEST_LIMIT_S)
             again = pytest_cases(second) if second.exists() else {}

@@ -103,6 +103,11 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
                            {"trouble", drain.last.ok() ? "" : drain.last.ToString()},
                            {"again_in_ms", drain.retry_at > now ? (drain.retry_at - now) / kNanosPerMilli : 0}});
   }
+  j["not_listed"] = Json::array();
+  for (const auto& [ns, listing] : listings_) {
+    if (ns.uid != uid || listing.status.ok() || j["not_listed"].size() >= 64) continue;
+    j["not_listed"].push_back({{"namespace", ns.ns}, {"why", listing.status.ToString()}});
+  }
   j["leases"] = Json::array();
   for (const auto& [id, lease] : leases_) {
     if (lease.entry.key.uid != uid || j["leases"].size() >= 64) continue;

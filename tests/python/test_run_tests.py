@@ -54,6 +54,20 @@ def test_many_failures_are_no_accident(runner: ModuleType, tmp_path: Path) -> No
     assert (outcome.failed, outcome.unsteady) == (runner.SECOND_LOOKS + 1, [])
 
 
+def test_a_set_up_that_fails_many_is_one_accident(runner: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "planned"
+    write_tests(folder, **{f"user_{number}": "pass" for number in range(2 * runner.SECOND_LOOKS)})
+    tests = folder / "test_planned.py"
+    fixture = "import pytest\n@pytest.fixture(scope='module', autouse=True)\ndef shared():\n    "
+    tests.write_text(tests.read_text() + fixture + FAILS_ONCE + "\n    yield\n")
+    outcome = runner.pytest_stage(str(folder))(1)
+    assert (outcome.passed, outcome.failed, len(outcome.unsteady)) == (
+        2 * runner.SECOND_LOOKS,
+        0,
+        2 * runner.SECOND_LOOKS,
+    )
+
+
 def junit(path: Path, **programs: tuple[str, str]) -> Path:
     cases = "".join(
         f'<testcase name="{name}" status="{status}"><system-out>{output}</system-out></testcase>'

@@ -99,6 +99,10 @@ def _print_durable(state: dict[str, Any]) -> None:
             )
         console.print(table)
         console.print(f"durable tier {durable['store']}", highlight=False, soft_wrap=True)
+    for listing in state["not_listed"]:
+        stderr.print(
+            f"not listed: {listing['namespace']}: {listing['why']}", style="red", highlight=False, soft_wrap=True
+        )
 
 
 @app.command(name="ls")
