@@ -136,7 +136,7 @@ Status S3Failure(const S3Reply& reply, const std::string& what, const S3Options&
     return {StatusCode::kInvalidArgument, message + "; the bucket is not served here" + (region.empty() ? "" : ", its region is " + region) +
                                               ": set region and endpoint of the URL (now " + options.region + "). Redirects are not followed"};
   }
-  if (code == "NoSuchBucket") {
+  if (code == "NoSuchBucket" && reply.http_status == 404) {
     return {StatusCode::kNotFound, message + "; make the bucket, or name another one in the store's URL: a missing one is never made"};
   }
   if (IsAuthFailure(reply.failure)) return {StatusCode::kUnavailable, message + "; no credentials could be had from the usual AWS places"};

@@ -209,6 +209,8 @@ def test_i22_without_the_store_saves_go_on(start_daemon: Start, tmp_path: Path, 
     daemon = start_daemon(f"--store=file://{base}", "--retain=1")
     with pytest.raises(safepoint.Unavailable, match="mount"):
         open_job(daemon, "early").save(1, state(1))
+    assert "mount" in cli("status", "--socket", daemon.socket)
+    assert daemon.status()["not_listed"][0]["namespace"] == "early"
     base.mkdir()
     eventually(lambda: can_save(open_job, daemon), "the store is listed")
     job = open_job(daemon, "train")
