@@ -277,13 +277,14 @@ bool NodeCore::Impl::IsMine(const NamespaceKey& ns) const {
 }
 
 bool NodeCore::Impl::NeedsListing(const NamespaceKey& ns) const {
-  if (config_.store.empty() || stopping_ || IsMine(ns) || SP_PLANTED(store_not_asked)) return false;
+  if (config_.store.empty() || IsMine(ns) || SP_PLANTED(store_not_asked)) return false;
   const auto listing = listings_.find(ns);
   if (listing == listings_.end() || listing->second.under_way) return true;
   return !listing->second.status.ok() || now_ >= listing->second.done_at + kListingHolds;
 }
 
 Status NodeCore::Impl::AnswerLater(ConnectionId c, const Frame& f, const NamespaceKey& ns) {
+  if (stopping_) return Status(StatusCode::kUnavailable, "the daemon is stopping");
   const auto same_uid = [&](const auto& l) { return l.first.uid == ns.uid; };
   if (!listings_.contains(ns) && static_cast<size_t>(std::ranges::count_if(listings_, same_uid)) >= kListingsKept) {
     std::erase_if(listings_, [&](const auto& l) { return same_uid(l) && !l.second.under_way; });

@@ -220,6 +220,15 @@ TEST_F(Durable, I31_AStoreThatCannotBeAskedIsNotAnEmptyOne) {
   EXPECT_EQ(h.LatestStep(c), 10u) << "and is asked again";
 }
 
+TEST_F(Durable, I31_ADaemonThatIsToEndDoesNotCallTheUnknownEmpty) {
+  SaveDurable(10);
+  h.LoseMemory();
+  const H::Client c = h.Connect(2);
+  h.Step(event::Shutdown{});
+  EXPECT_EQ(h.TryLatest(c).status, StatusCode::kUnavailable);
+  EXPECT_EQ(h.TryRead(c).status, StatusCode::kUnavailable);
+}
+
 TEST_F(Durable, CallsWaitForTheListing) {
   SaveDurable(10);
   h.hold_store = true;
