@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kReadBytes = 8u << 20;  // Between two looks at cancel and deadline.
 constexpr size_t kPageObjects = 1000;
 constexpr size_t kNameBytesMax = 255;
-constexpr int kTriesMax = 100;  // Of making a folder that somebody else's Delete removes as fast.
+constexpr int kTriesMax = 10'000;  // Of making folders that somebody else removes as fast as he can: half a second.
 constexpr std::string_view kUploadPrefix = ".safepoint-upload-";
 constexpr size_t kUploadHexBytes = 32;
 constexpr std::string_view kProbeFolder = ".safepoint-probe/";
