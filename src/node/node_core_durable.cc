@@ -203,7 +203,7 @@ void NodeCore::Impl::DrainFailed(const Id128& id, const std::string& what, const
        {"steps_waiting", std::to_string(drains_.size())}});
 }
 
-void NodeCore::Impl::GiveUpDrain(const Id128& id, const std::string& why) {
+void NodeCore::Impl::GiveUpDrain(Id128 id, const std::string& why) {
   const NamespaceKey ns = drains_.at(id).ns;
   drains_.erase(id);
   const Attempt* attempt = catalog_.FindAttempt(ns, id);

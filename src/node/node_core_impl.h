@@ -220,7 +220,7 @@ class NodeCore::Impl {
   void AddDrain(const NamespaceKey& ns, const Attempt& attempt);
   void PumpDrains();
   void DrainFailed(const Id128& attempt, const std::string& what, const Status& why);
-  void GiveUpDrain(const Id128& attempt, const std::string& why);
+  void GiveUpDrain(Id128 attempt, const std::string& why);  // By value: callers name it by its entry, which goes.
   bool IsInTrouble(const Drain& drain, Nanos now) const;
   bool DrainGivesWay(const SessionKey& session);  // To a save, where the store is in trouble. True: memory has become free.
   bool HasMemory(const Id128& attempt) const;     // This node has a shard of it, in whatever condition.
