@@ -24,7 +24,12 @@ void TryLineage(std::string_view text) {
   for (size_t i = 1; i < lineage->size(); ++i) SP_CHECK((*lineage)[i].generation < (*lineage)[i - 1].generation);
 }
 
+void TryKey(std::string_view text) {
+  if (const auto name = ParseManifestKey(text)) SP_CHECK(name->Prefix() + "manifest.json" == text);
+}
+
 void TryText(std::string_view text) {
+  TryKey(text);
   TryLineage(text);
   fuzz::AllocationMeter meter;
   const auto records = ParseManifest(text);
@@ -88,7 +93,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string text = MakeManifest(records);
   const auto parsed = ParseManifest(text);
   SP_CHECK(parsed.has_value() == valid);
-  if (parsed) SP_CHECK(*parsed == records);
+  if (parsed) {
+    SP_CHECK(*parsed == records);
+    const auto name = ParseManifestKey(ManifestObjectKey(records[0].key));
+    SP_CHECK(name && name->attempt == records[0].attempt && name->Prefix() == StepPrefix(records[0].key));
+    for (const std::string& key : {ShardObjectKey(records[0]), ChecksumsObjectKey(records[0]), LineageObjectKey(records[0].key)}) {
+      SP_CHECK(key.starts_with(name->Prefix()) && !ParseManifestKey(key));
+    }
+  }
   while (!in.done()) {
     const size_t at = in.U16() % text.size();
     if (in.U8() % 4 != 0) text[at] = static_cast<char>(in.U8());
@@ -102,8 +114,29 @@ std::vector<sp::fuzz::Input> sp::fuzz::Seeds() {
   std::vector<Input> seeds;
   ledger::Generation child{1000, "run", 7, {}, 2, true, {}, 3, 800, false, true};
   seeds.push_back(AsInput(MakeLineage({child, ledger::Generation{1000, "run", 3, {}, 4, false, {}, 0, 0, true, true}})));
+  const std::string lineage = MakeLineage({child, ledger::Generation{1000, "run", 3, {}, 4, false, {}, 0, 0, true, true}});
+  for (const auto& [from, to] : {std::pair("safepoint-lineage", "safepoint-manifest"), std::pair("\"version\":1", "\"version\":2"),
+                                 std::pair("\"uid\":1000", "\"uid\":\"x\""), std::pair("\"uid\":1000", "\"uid\":1001"),
+                                 std::pair("\"namespace\":\"run\"", "\"namespace\":\"..\""), std::pair("\"fresh\"", "\"stale\""),
+                                 std::pair("\"nonce\":\"0", "\"nonce\":\"X"), std::pair("\"attempt\":\"0", "\"attempt\":\"X"),
+                                 std::pair("\"world_size\":2", "\"world_size\":0"), std::pair("\"step\":800", "\"step\":18446744073709551615"),
+                                 std::pair("\"generation\":3,\"nonce\"", "\"generation\":9,\"nonce\""), std::pair("}]}", "}] }"), std::pair("[{", "[7,{"),
+                                 std::pair("\"generations\":[", "\"generations\":{\"a\":[")}) {
+    std::string text = lineage;
+    text.replace(text.find(from), std::string_view(from).size(), to);
+    seeds.push_back(AsInput(text));
+  }
+  seeds.push_back(AsInput(MakeLineage({})));
+  seeds.push_back(AsInput(std::string("[]")));
   child.parent_generation = 9;
   seeds.push_back(AsInput(MakeLineage({child})));
+  const std::string id(32, 'a');
+  for (const std::string& key : {"run/step-10/" + id + "/manifest.json", "run/step-010/" + id + "/manifest.json", "run/step-10/" + id,
+                                 std::string("run"), "../step-10/" + id + "/manifest.json", "run/move-10/" + id + "/manifest.json",
+                                 "run/step-x/" + id + "/manifest.json", "run/step-99999999999999999999/" + id + "/manifest.json",
+                                 "run/step-10/" + std::string(32, 'X') + "/manifest.json", std::string("run/step-10/short")}) {
+    seeds.push_back(AsInput(key));
+  }
   const std::string one = MakeManifest(Records(1)), three = MakeManifest(Records(3));
   seeds.push_back(AsInput(one));
   seeds.push_back(AsInput(three));

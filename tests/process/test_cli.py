@@ -90,7 +90,8 @@ def test_verify_of_a_running_job(
 ) -> None:
     """A step that the job's next save retires between the listing and the look at it is no news."""
     cli = importlib.import_module("safepoint.cli.main")  # The package has a function of that name.
-    connect = cli.connect
+    places = importlib.import_module("safepoint.cli._places")
+    connect = places.connect
 
     class Late:
         """A client whose listing is older than the daemon's."""
@@ -106,7 +107,7 @@ def test_verify_of_a_running_job(
         def __getattr__(self, name: str) -> object:
             return getattr(self._client, name)
 
-    monkeypatch.setattr(cli, "connect", Late)
+    monkeypatch.setattr(places, "connect", Late)
     result = CliRunner().invoke(cli.app, ["verify", "-n", "cli", "--socket", daemon.socket, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["steps"] == [20]

@@ -7,6 +7,7 @@ hook sees what they make the interpreter do. The profile is deterministic; HYPOT
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import pickle
@@ -199,6 +200,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @PROFILE
 @given(data=st.data())
 def test_changed_values_and_keys(template: dict[str, Any], data: st.DataObject) -> None:
+    # What is drawn may be drawn again, the very same object: changed in place it could come to hold itself.
     parsed = json.loads(json.dumps(template))
     for _ in range(data.draw(st.integers(1, 3))):
         places = _places(parsed)
@@ -208,17 +210,17 @@ def test_changed_values_and_keys(template: dict[str, Any], data: st.DataObject) 
             holder = holder[key]
         kind = data.draw(st.sampled_from(["replace", "number", "delete", "rename", "add"]))
         if kind == "replace":
-            holder[path[-1]] = data.draw(_hostile)
+            holder[path[-1]] = copy.deepcopy(data.draw(_hostile))
         elif kind == "number":
             holder[path[-1]] = data.draw(_numbers)
         elif kind == "delete":
             del holder[path[-1]]
         elif isinstance(holder, list):
-            holder.append(data.draw(_hostile))
+            holder.append(copy.deepcopy(data.draw(_hostile)))
         elif kind == "rename":
             holder[data.draw(st.sampled_from(_NAMES))] = holder.pop(path[-1])
         else:
-            holder[data.draw(st.sampled_from(_NAMES))] = data.draw(_hostile)
+            holder[data.draw(st.sampled_from(_NAMES))] = copy.deepcopy(data.draw(_hostile))
         if not isinstance(parsed.get("__metadata__"), dict):
             break
     _feed(_header(parsed))
