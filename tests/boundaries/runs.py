@@ -30,6 +30,7 @@ BINARY = Path(_core.__file__).parent / "bin" / "safepointd"
 SETTLE_S = 8.0  # Within this after the last process of a launch is gone, nothing of it may be left.
 QUIET_S = 0.2  # A recording ends when nothing happened for so long.
 FIRE_S = 3.0  # An armed event that did not come by then, after its scenario is through, does not come.
+KILL_TOLD_S = 1.0  # From the death of a rank to the recorder's word for it.
 ENDED_BY_OTHERS = ("Closed", "Incomplete")  # What a rank may be told when the other one is dead.
 
 
@@ -190,6 +191,14 @@ class Run:
     def rank_killed(self) -> bool:
         return self.rank_kills > 0 or bool(self.control.raw.struck & 1)
 
+    def rank_is_dead(self) -> bool:
+        """As `rank_killed`, but for the moment in which a rank is dead, others have heard of it, and the recorder has
+        not said so yet."""
+        end = time.monotonic() + KILL_TOLD_S
+        while not self.rank_killed and time.monotonic() < end:
+            time.sleep(0.005)
+        return self.rank_killed
+
     def post(self, rank: int, command: str, /, **arguments: object) -> None:
         if rank not in self.out:
             self.trainers[rank].post(command, **arguments)
@@ -213,7 +222,7 @@ class Run:
         elif "dead" in answer:
             if rank != self.victim or not self.struck:
                 self.seen.needs_human.append(f"{who}: the process died")
-        elif not (self.rank_killed and answer["error"] in (*ENDED_BY_OTHERS, *also)):
+        elif not (answer["error"] in (*ENDED_BY_OTHERS, *also) and self.rank_is_dead()):
             text = f"{who}: {answer['error']}: {answer['text']}"
             where = {
                 "DeadlineExceeded": self.seen.stalled,
