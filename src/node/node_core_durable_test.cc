@@ -82,6 +82,20 @@ TEST_F(Durable, I22_TroubleWithTheStoreIsToldOnceTriedAgainAndFailsNoSave) {
   EXPECT_EQ(Waiting(), 0u);
 }
 
+TEST_F(Durable, I23_AStepWhoseManifestWasNotMadeIsNotDurable) {
+  h.manifest_status = kDown;
+  const Id128 attempt = SaveDurable(1);
+  EXPECT_EQ(ShardsSent(), 1u);
+  EXPECT_EQ(h.StatusView()["drains"][0]["bytes_done"], h.StatusView()["drains"][0]["bytes"]);
+  EXPECT_EQ(LevelOf(1), Level::kMemory);
+  EXPECT_EQ(Count("attempt_durable"), 0u);
+  EXPECT_EQ(Waiting(), 1u);
+  h.manifest_status = {};
+  h.Advance(60 * kNanosPerSecond);
+  EXPECT_EQ(H::Body<WaitReply>(h.Wait(w.client, attempt, 0, Level::kDurable)).level, Level::kDurable);
+  EXPECT_EQ(ShardsSent(), 1u) << "what is confirmed is not sent again";
+}
+
 TEST_F(Durable, F70_AStepOnItsWayIsNotRetired) {
   h.hold_store = true;
   SaveDurable(1);

@@ -222,6 +222,7 @@ class NodeCoreHarness {
   Status block_check;               // How the next CheckBlock ends.
   Status seal_check;                // How the next CheckSeal ends.
   Status store_status;              // How everything that is asked of the durable tier ends.
+  Status manifest_status;           // How a manifest that is asked of it ends, where the tier itself answers.
   bool hold_store = false;          // Its answers.
   std::vector<StoredStep> stored;   // What it has: outlives this node's memory.
   Status newest_damaged;            // What a listing says of the newest.
@@ -279,8 +280,9 @@ class NodeCoreHarness {
       } else if (const auto* a = std::get_if<action::StoreShard>(&any)) {
         Answer(hold_store, event::ShardStored{a->record.Identity(), store_status, false});
       } else if (const auto* a = std::get_if<action::StoreManifest>(&any)) {
-        if (store_status.ok() && std::ranges::find(stored, a->step) == stored.end()) stored.push_back(a->step);
-        Answer(hold_store, event::ManifestStored{a->attempt, store_status});
+        const Status ended = store_status.ok() ? manifest_status : store_status;
+        if (ended.ok() && std::ranges::find(stored, a->step) == stored.end()) stored.push_back(a->step);
+        Answer(hold_store, event::ManifestStored{a->attempt, ended});
       } else if (const auto* a = std::get_if<action::ListStore>(&any)) {
         event::StoreListed e{a->uid, a->ns, store_status, {}, newest_damaged};
         for (const StoredStep& step : stored) {
