@@ -2,7 +2,8 @@
 
     python -m bench.durable [--scale 1.0] [--rounds 3] [--out DIR] [--json FILE] [--write]
 
-The yardstick of the drain is `dd conv=fsync` of the same bytes, from memory to the same directory, in the same round.
+The yardsticks of the drain are `dd conv=fsync` of the same bytes, from memory to the same directory, in the same round:
+through the page cache, and past it.
 `--write` puts the table into docs/operating/durable.md.
 """
 
@@ -38,6 +39,7 @@ class Samples:
     """Seconds, by what was measured; `cpu` is the worker's for one drain, `memory` its growth in bytes."""
 
     dd: list[float] = field(default_factory=list)
+    dd_direct: list[float] = field(default_factory=list)
     drain: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
@@ -104,6 +106,7 @@ def _round(
 ) -> None:
     _save(samples.safe, samples.gap, checkpointer, state, step)
     samples.dd.append(_dd(folder, size))
+    samples.dd_direct.append(_dd(folder, size, "oflag=direct"))
     cpu, memory = worker.cpu_seconds(), worker.anonymous_bytes()
     change(state, step + 1)
     save = checkpointer.save(step + 1, state.tree, durable=True)
@@ -137,7 +140,7 @@ def _save(
     return save
 
 
-def _dd(folder: Path, size: int) -> float:
+def _dd(folder: Path, size: int, *more: str) -> float:
     """As many bytes from memory to the same directory, on disk at the end."""
     source, target = Path("/dev/shm") / f"safepoint-bench-{os.getpid()}", folder / "dd"
     with source.open("wb") as file:
@@ -145,7 +148,7 @@ def _dd(folder: Path, size: int) -> float:
             file.write(os.urandom(1 << 10) * 1024)
     try:
         began = time.perf_counter()
-        command = ["dd", f"if={source}", f"of={target}", "bs=8M", "conv=fsync"]
+        command = ["dd", f"if={source}", f"of={target}", "bs=8M", "conv=fsync", *more]
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - began
     finally:
@@ -173,7 +176,7 @@ def _restore(samples: Samples, state: Any, folder: Path, rounds: int) -> None:
 def _figure(values: list[float]) -> str:
     if not values:
         return "not measured"
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+    return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def _ratio(values: list[float], yardstick: list[float]) -> str:
@@ -185,6 +188,7 @@ def sheet(samples: Samples, size: int) -> Sheet:
     rows = [
         ["drain, `memory` to `durable`: written, fsynced, read back", drain, _ratio(samples.drain, samples.dd)],
         ["`dd conv=fsync` of the same bytes", _figure(samples.dd), "1"],
+        ["`dd conv=fsync oflag=direct` of them", _figure(samples.dd_direct), _ratio(samples.dd_direct, samples.dd)],
         ["worker's processor time per drain", f"{_figure(samples.cpu)}, {cpu:.2f} s/GiB", "-"],
         ["worker's memory, more at the end of a drain", f"{max(samples.memory) / (1 << 20):.0f} MiB", "-"],
         ["save, T_safe, nothing else going on", _figure(samples.safe), "1"],
