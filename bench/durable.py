@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 import safepoint
-from bench.ours import EXTENT, Daemon
+from bench.ours import EXTENT, Daemon, anonymous_bytes
 from bench.report import Sheet, replace_between_markers
 from bench.scenarios import build, change, digest, size_of
 from bench.system import ROOT
@@ -62,10 +62,7 @@ class _Worker:
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def anonymous_bytes(self) -> int:
-        for line in Path(f"/proc/{self._pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        return 0
+        return anonymous_bytes(self._pid)
 
 
 def measure(scale: float, rounds: int, out: Path) -> tuple[Samples, int]:
@@ -86,8 +83,8 @@ def measure(scale: float, rounds: int, out: Path) -> tuple[Samples, int]:
                     checkpointer.save(step, state.tree).wait(timeout=_WAIT_SECONDS)
                 worker = _Worker(daemon.pid)
                 for number in range(rounds):
-                    _round(samples, checkpointer, worker, state, 10 * (number + 1), folder, size)
-            _restore(samples, state, folder, rounds)
+                    newest = _round(samples, checkpointer, worker, state, 10 * (number + 1), folder, size)
+            _restore(samples, state, folder, rounds, newest)
         finally:
             daemon.stop()
     finally:
@@ -103,7 +100,8 @@ def _round(
     step: int,
     folder: Path,
     size: int,
-) -> None:
+) -> str:
+    """Returns the digest of the newest step that is durable."""
     _save(samples.safe, samples.gap, checkpointer, state, step)
     samples.dd.append(_dd(folder, size))
     samples.dd_direct.append(_dd(folder, size, "oflag=direct"))
@@ -117,6 +115,7 @@ def _round(
     samples.cpu.append(worker.cpu_seconds() - cpu)
     samples.memory.append(max(0, worker.anonymous_bytes() - memory))
     change(state, step + 2)
+    newest = digest(state)
     save = checkpointer.save(step + 2, state.tree, durable=True)
     save.wait(timeout=_WAIT_SECONDS)
     _save(samples.safe_beside, samples.gap_beside, checkpointer, state, step + 3)
@@ -124,6 +123,7 @@ def _round(
         samples.safe_beside.pop()
         samples.gap_beside.pop()
     save.wait("durable", timeout=_WAIT_SECONDS)
+    return newest
 
 
 def _save(
@@ -156,10 +156,9 @@ def _dd(folder: Path, size: int, *more: str) -> float:
         target.unlink(missing_ok=True)
 
 
-def _restore(samples: Samples, state: Any, folder: Path, rounds: int) -> None:
+def _restore(samples: Samples, state: Any, folder: Path, rounds: int, expected: str) -> None:
     url = f"file://{folder / 'store'}"
     files = sorted((folder / "store").glob("bench/step-*/*/rank-0.safetensors"))
-    expected = None
     for _ in range(rounds):
         began = time.perf_counter()
         subprocess.run(["dd", f"if={files[-1]}", "of=/dev/null", "bs=8M"], check=True, capture_output=True)
@@ -167,10 +166,8 @@ def _restore(samples: Samples, state: Any, folder: Path, rounds: int) -> None:
         began = time.perf_counter()
         safepoint.load_into(url, state.tree, rank=0, world_size=1)
         samples.restore.append(time.perf_counter() - began)
-        found = digest(state)
-        if expected not in (None, found):
-            raise SystemExit("two restores of one step differ")
-        expected = found
+        if digest(state) != expected:
+            raise SystemExit("what was restored is not what was saved")
 
 
 def _figure(values: list[float]) -> str:

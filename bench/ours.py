@@ -19,6 +19,14 @@ EXTENT = 16 << 20
 _SLOT_SLACK = 16 << 20  # Header, checksums and rounding, per slot.
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Private memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 class Daemon(Service):
     """`safepointd`: keeper and worker."""
 
@@ -59,9 +67,7 @@ class Daemon(Service):
         total = int(json.loads(self._client.status())["pool"]["bytes"])
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         for pid in [str(self.pid), *children]:
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    total += int(line.split()[1]) * 1024
+            total += anonymous_bytes(int(pid))
         return total
 
     def stop(self) -> None:

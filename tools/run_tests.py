@@ -10,8 +10,8 @@ check, the build of the wheel.
 
 A few tests judge time, and a machine that does something else for a second can fail one of them. So where at most
 SECOND_LOOKS programs or pytest items of a stage failed (a set-up that several items share counts once), those run once
-more, alone. What fails again has failed; what
-passes then counts as passed and is named under "Unsteady", every time: it is to be looked into, not to be got used to.
+more, alone. What fails again has failed; what passes then counts as passed and is named under "Unsteady", every time:
+it is to be looked into, not to be got used to.
 What a sanitizer reported is never looked at again: a race that shows once is there.
 """
 

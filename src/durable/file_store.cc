@@ -21,7 +21,7 @@ constexpr size_t kNameBytesMax = 255;
 constexpr int kTriesMax = 10'000;  // Of making folders that somebody else removes as fast as he can: half a second.
 constexpr std::string_view kUploadPrefix = ".safepoint-upload-";
 constexpr size_t kUploadHexBytes = 32;
-constexpr std::string_view kProbeFolder = ".safepoint-probe/";
+
 std::pair<std::string_view, std::string> Split(std::string_view key) {
   const size_t slash = key.rfind('/');
   if (slash == key.npos) return {{}, std::string(key)};

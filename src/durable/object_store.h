@@ -22,6 +22,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/bytes.h"
@@ -29,6 +30,9 @@
 #include "base/status.h"
 
 namespace sp {
+
+// What Probe writes, and deletes again, lies under it.
+inline constexpr std::string_view kProbeFolder = ".safepoint-probe/";
 
 // Found out by Probe, not guessed from the URL.
 struct StoreAbilities {

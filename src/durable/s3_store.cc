@@ -1,7 +1,6 @@
 #include "durable/s3_store.h"
 
 #include <algorithm>
-#include <random>
 
 #include "base/crc32c.h"
 #include "durable/s3_calls.h"
@@ -10,12 +9,11 @@
 #include "durable/s3_errors.h"
 #include "durable/s3_upload.h"
 #include "durable/s3_xml.h"
+#include "os/system.h"
 #include "format/constants.h"
 
 namespace sp {
 namespace {
-
-constexpr std::string_view kProbeFolder = ".safepoint-probe/";
 
 class S3StoreImpl final : public ObjectStore {
  public:
@@ -58,10 +56,7 @@ class S3StoreImpl final : public ObjectStore {
 };
 
 Result<StoreAbilities> S3StoreImpl::Probe(const CallLimits& limits) {
-  std::random_device random;
-  Id128 id;
-  for (uint8_t& byte : id.bytes) byte = static_cast<uint8_t>(random());
-  const std::string key = std::string(kProbeFolder) + id.ToHex(), other = key + "-wrong-checksum";
+  const std::string key = std::string(kProbeFolder) + RandomId128().ToHex(), other = key + "-wrong-checksum";
   StoreAbilities abilities;
   const std::string first = "safepoint probe, first", second = "safepoint probe, second";
   SP_ASSIGN_OR_RETURN(const bool made, Create(key, AsBytes(first), limits));

@@ -145,7 +145,7 @@ void Drainer::StoreManifest(const Id128& attempt, const StoredStep& step) {
         if (!stored.ok()) door->Close();
         return event::ManifestStored{attempt, stored};
       },
-         [attempt](const Status& why) { return event::ManifestStored{attempt, why}; });
+      [attempt](const Status& why) { return event::ManifestStored{attempt, why}; });
 }
 
 void Drainer::List(uint32_t uid, const std::string& ns) {

@@ -13,13 +13,14 @@ struct Durable : testing::Test {
   H h{8, 2, kStore};
   H::Writer w = h.Open(h.Connect(1), 1);
 
-  Frame Ask(const Id128& attempt) { return h.Ask(w.client, MessageType::kMakeDurable, MakeDurableRequest{"job", attempt}); }
-  Id128 SaveDurable(uint64_t step) {
-    const ReserveReply r = h.Reserve(w, step);
-    EXPECT_EQ(Ask(r.attempt).status, StatusCode::kOk);
-    EXPECT_EQ(h.TrySeal(w, r.lease).status, StatusCode::kOk);
+  static Id128 SaveDurable(H& node, const H::Writer& writer, uint64_t step) {
+    const ReserveReply r = node.Reserve(writer, step);
+    EXPECT_EQ(node.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt}).status, StatusCode::kOk);
+    EXPECT_EQ(node.TrySeal(writer, r.lease).status, StatusCode::kOk) << step;
     return r.attempt;
   }
+  Frame Ask(const Id128& attempt) { return h.Ask(w.client, MessageType::kMakeDurable, MakeDurableRequest{"job", attempt}); }
+  Id128 SaveDurable(uint64_t step) { return SaveDurable(h, w, step); }
   Level LevelOf(uint64_t step) {
     for (const AttemptInfo& i : h.List(w.client)) {
       if (i.step == step) return i.level;
@@ -269,14 +270,8 @@ TEST_F(Durable, I22_ASaveThatNeedsTheMemoryOfAStepThatTheStoreDoesNotTakeGetsIt)
   H small(3, 1, kStore);  // One retained, one being written, one more.
   H::Writer writer = small.Open(small.Connect(1), 1);
   small.store_status = kDown;
-  const auto save = [&](uint64_t step) {
-    const ReserveReply r = small.Reserve(writer, step);
-    small.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt});
-    EXPECT_EQ(small.TrySeal(writer, r.lease).status, StatusCode::kOk) << step;
-    return r.attempt;
-  };
-  const Id128 first = save(1);
-  for (uint64_t step = 2; step <= 6; ++step) save(step);
+  const Id128 first = SaveDurable(small, writer, 1);
+  for (uint64_t step = 2; step <= 6; ++step) SaveDurable(small, writer, step);
   EXPECT_EQ(small.LatestStep(writer.client), 6u);
   const Frame told = small.Wait(writer.client, first, 0, Level::kDurable);
   EXPECT_NE(told.status, StatusCode::kDeadline);
@@ -287,9 +282,7 @@ TEST_F(Durable, F70_WhileTheStoreTakesItASaveIsRefused) {
   H small(2, 1, kStore);
   H::Writer writer = small.Open(small.Connect(1), 1);
   small.hold_store = true;
-  const ReserveReply r = small.Reserve(writer, 1);
-  small.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt});
-  small.TrySeal(writer, r.lease);
+  SaveDurable(small, writer, 1);
   small.Save(writer, 2);
   EXPECT_EQ(small.TryReserve(writer, 3).status, StatusCode::kNoSpace);
   small.hold_store = false;
@@ -486,15 +479,13 @@ TEST_F(Durable, I22_AStoreThatHangsGivesWayToo) {
   H small(2, 1, kStore);
   H::Writer writer = small.Open(small.Connect(1), 1);
   small.hold_store = true;
-  const ReserveReply r = small.Reserve(writer, 1);
-  small.Ask(writer.client, MessageType::kMakeDurable, MakeDurableRequest{"job", r.attempt});
-  small.TrySeal(writer, r.lease);
+  const Id128 first = SaveDurable(small, writer, 1);
   small.Save(writer, 2);
   EXPECT_EQ(small.TryReserve(writer, 3).status, StatusCode::kNoSpace);
   small.Advance(31 * kNanosPerSecond);
   EXPECT_EQ(small.StatusView()["durable"]["steps_in_trouble"], 1);
   small.Save(writer, 4);
-  EXPECT_EQ(small.Wait(writer.client, r.attempt, 0, Level::kDurable).status, StatusCode::kClosed);
+  EXPECT_EQ(small.Wait(writer.client, first, 0, Level::kDurable).status, StatusCode::kClosed);
 }
 
 TEST_F(Durable, NoDeadlineStaysDueWhileAFailedStepWaitsForItsTurn) {

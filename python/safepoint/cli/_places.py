@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -11,11 +11,13 @@ from safepoint import _core, errors
 from safepoint._stored import StepUrl, open_step
 from safepoint.cli._common import connect, the_namespace
 
+if TYPE_CHECKING:
+    from safepoint._reads import Pin
+
 Store = Annotated[
     str | None,
     typer.Option(help="Read this durable tier (file:///path) instead of asking a daemon.", metavar="URL"),
 ]
-Pin = _core.ReadPin | _core.StoredPin
 
 
 class Place(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -25,7 +25,10 @@ from safepoint.cli._common import (
     stderr,
     the_namespace,
 )
-from safepoint.cli._places import Pin, Store, StorePlace, place
+from safepoint.cli._places import Store, StorePlace, place
+
+if TYPE_CHECKING:
+    from safepoint._reads import Pin
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -14,7 +14,7 @@ from safepoint.interchange._hf_export import write_hf
 from safepoint.interchange._source import Progress, StepSource
 
 if TYPE_CHECKING:
-    from safepoint._core import ReadPin, StoredPin
+    from safepoint._reads import Pin
 
 ExportFormat = Literal["safetensors", "hf", "dcp"]
 STEP_FILE = "safepoint-step.json"
@@ -89,7 +89,7 @@ def export_step(
 
 
 def export_pinned(
-    pin: ReadPin | StoredPin,
+    pin: Pin,
     namespace: str,
     directory: Path,
     *,
@@ -129,7 +129,7 @@ def export_pinned(
     )
 
 
-def _write_shards(pin: ReadPin | StoredPin, namespace: str, folder: Path, progress: Progress | None) -> list[str]:
+def _write_shards(pin: Pin, namespace: str, folder: Path, progress: Progress | None) -> list[str]:
     """The sealed bytes of every shard, and what is known about them beside."""
     shards: list[dict[str, Any]] = []
     done = 0

@@ -21,7 +21,7 @@ from safepoint.interchange._arrays import element_dtype
 from safepoint.interchange._boxes import fill_problem, is_run, linear, slabs
 
 if TYPE_CHECKING:
-    from safepoint._core import ReadPin, StoredPin
+    from safepoint._reads import Pin
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 BUFFER = 8 << 20
@@ -132,7 +132,7 @@ class StepSource:
     NotFound: nothing is below the prefix. ProtocolError, Corrupt: the shards are damaged.
     """
 
-    def __init__(self, pin: ReadPin | StoredPin, prefix: str, progress: Progress) -> None:
+    def __init__(self, pin: Pin, prefix: str, progress: Progress) -> None:
         self.info = pin.info
         self._shards = Shards(pin)
         self._progress = progress
