@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <map>
 #include <tuple>
 
 #include "base/plant.h"
@@ -27,6 +28,27 @@ Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, 
   if (!there && there.error().code() != StatusCode::kLimit) return there.error();
   if (there && *there == AsText(content)) return {};
   return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + " is there already and differs; it is left as it is");
+}
+
+// In ascending order of keys.
+Status ForEachObject(ObjectStore& store, const std::string& prefix, const CallLimits& limits, const std::function<void(const ObjectInfo&)>& on_object) {
+  std::string cursor;
+  do {
+    SP_ASSIGN_OR_RETURN(ListPage page, store.List(prefix, cursor, limits));
+    for (const ObjectInfo& object : page.objects) on_object(object);
+    cursor = std::move(page.next);
+  } while (!cursor.empty());
+  return {};
+}
+
+// The records of a manifest that is this step's.
+Result<std::vector<SealRecord>> ReadManifest(ObjectStore& store, const StepName& name, const CallLimits& limits) {
+  const std::string key = name.Prefix() + "manifest.json";
+  SP_ASSIGN_OR_RETURN(const std::string manifest, ReadObject(store, key, kDocumentMax, limits));
+  Result<std::vector<SealRecord>> records = ParseManifest(manifest);
+  if (!records) return Error(StatusCode::kCorrupt, ObjectUrl(store, key) + ": " + records.error().message());
+  if (StepPrefix(records->front().key) != name.Prefix()) return Error(StatusCode::kCorrupt, ObjectUrl(store, key) + ": is the manifest of another step");
+  return records;
 }
 
 }  // namespace
@@ -69,16 +91,42 @@ Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits&
 
 Result<std::vector<FoundStep>> ListSteps(ObjectStore& store, const std::string& ns, const CallLimits& limits) {
   std::vector<FoundStep> found;
-  std::string cursor;
-  do {
-    SP_ASSIGN_OR_RETURN(ListPage page, store.List(ns.empty() ? "" : ns + "/step-", cursor, limits));
-    for (const ObjectInfo& object : page.objects) {
-      if (auto name = ParseManifestKey(object.key)) found.push_back({std::move(*name), object.modified_unix_s});
-    }
-    cursor = std::move(page.next);
-  } while (!cursor.empty());
+  SP_RETURN_IF_ERROR(ForEachObject(store, ns.empty() ? "" : ns + "/step-", limits, [&](const ObjectInfo& object) {
+    if (auto name = ParseManifestKey(object.key)) found.push_back({std::move(*name), object.modified_unix_s});
+  }));
   std::ranges::sort(found, {}, &FoundStep::name);
   return found;
+}
+
+Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, const CallLimits& limits) {
+  struct Folder {
+    std::optional<int64_t> manifest;  // When it was made.
+    int64_t newest = 0;               // Object.
+    bool deleting = false;
+  };
+  std::map<StepName, Folder> folders;
+  std::map<std::string, int64_t> newest_manifest;  // By namespace.
+  SP_RETURN_IF_ERROR(ForEachObject(store, ns.empty() ? "" : ns + "/step-", limits, [&](const ObjectInfo& info) {
+    const std::optional<StepObject> object = ParseStepObjectKey(info.key);
+    if (!object || !IsOursInStep(object->file)) return;
+    Folder& folder = folders[object->step];
+    folder.newest = std::max(folder.newest, info.modified_unix_s);
+    folder.deleting = folder.deleting || object->file == kDeletingName;
+    if (!ParseManifestKey(info.key)) return;
+    folder.manifest = info.modified_unix_s;
+    int64_t& newest = newest_manifest[object->step.ns];
+    newest = std::max(newest, info.modified_unix_s);
+  }));
+  StoreListing listing;
+  for (const auto& [step, folder] : folders) {
+    const auto newest = newest_manifest.find(step.ns);
+    if (folder.manifest) listing.steps.push_back({step, *folder.manifest});
+    else if (folder.deleting) listing.remains.push_back({step, "its deletion was cut short"});
+    else if (newest != newest_manifest.end() && folder.newest < newest->second - kUnfinishedForSeconds) {
+      listing.remains.push_back({step, "nobody has finished writing it in " + std::to_string(kUnfinishedForSeconds / (24 * 3600)) + " days"});
+    }
+  }
+  return listing;
 }
 
 Result<NewestSteps> ReadNewestSteps(ObjectStore& store, const std::string& ns, uint32_t uid, size_t count, size_t records_max, const CallLimits& limits) {
@@ -111,18 +159,19 @@ Result<NewestSteps> ReadNewestSteps(ObjectStore& store, const std::string& ns, u
   return newest;
 }
 
+Result<AttemptKey> ReadAttemptKey(ObjectStore& store, const StepName& name, const CallLimits& limits) {
+  SP_ASSIGN_OR_RETURN(const std::vector<SealRecord> records, ReadManifest(store, name, limits));
+  return records.front().key;
+}
+
 Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {
   const std::string prefix = name.Prefix();
   const auto damaged = [&](const std::string& what, const std::string& why) {
     return Error(StatusCode::kCorrupt, ObjectUrl(store, prefix + what) + ": " + why);
   };
   StoredStep step;
-  SP_ASSIGN_OR_RETURN(const std::string manifest, ReadObject(store, prefix + "manifest.json", kDocumentMax, limits));
-  Result<std::vector<SealRecord>> records = ParseManifest(manifest);
-  if (!records) return damaged("manifest.json", records.error().message());
-  step.records = std::move(*records);
+  SP_ASSIGN_OR_RETURN(step.records, ReadManifest(store, name, limits));
   const AttemptKey& key = step.records.front().key;
-  if (StepPrefix(key) != prefix) return damaged("manifest.json", "is the manifest of another step");
   const Result<std::string> lineage = ReadObject(store, prefix + "lineage.json", kDocumentMax, limits);
   if (!lineage && lineage.error().code() == StatusCode::kNotFound) {
     return Error(StatusCode::kIncomplete, ObjectUrl(store, prefix + "lineage.json") + " is missing, although the step's manifest is there");
@@ -150,29 +199,24 @@ Result<std::vector<uint32_t>> ReadChecksums(ObjectStore& store, const SealRecord
 }
 
 Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {
-  const std::string prefix = name.Prefix();
+  const std::string prefix = name.Prefix(), mark = prefix + std::string(kDeletingName);
+  const Result<bool> marked = store.Create(mark, AsBytes("{}"), limits);
+  // Of a full disk more must be deletable than a mark needs room.
+  if (!marked && marked.error().code() != StatusCode::kNoSpace) return marked.error();
   SP_RETURN_IF_ERROR(store.Delete(prefix + "manifest.json", limits));
   std::vector<std::string> ours;
-  std::string cursor;
-  do {
-    SP_ASSIGN_OR_RETURN(ListPage page, store.List(prefix, cursor, limits));
-    for (const ObjectInfo& object : page.objects) {
-      const std::string_view rest = std::string_view(object.key).substr(prefix.size());
-      const bool shard = rest.starts_with("rank-") && (rest.ends_with(".safetensors") || rest.ends_with(".crc32c"));
-      if (shard || rest == "lineage.json") ours.push_back(object.key);
-    }
-    cursor = std::move(page.next);
-  } while (!cursor.empty());
+  SP_RETURN_IF_ERROR(ForEachObject(store, prefix, limits, [&](const ObjectInfo& object) {
+    if (object.key != mark && IsOursInStep(std::string_view(object.key).substr(prefix.size()))) ours.push_back(object.key);
+  }));
   for (const std::string& key : ours) SP_RETURN_IF_ERROR(store.Delete(key, limits));
-  return {};
+  return store.Delete(mark, limits);
 }
 
 Result<uint64_t> SweepUploads(ObjectStore& store, const std::string& prefix, int64_t begun_before_unix_s, const CallLimits& limits) {
   SP_ASSIGN_OR_RETURN(const std::vector<UnfinishedUpload> uploads, store.ListUploads(prefix, limits));
   uint64_t aborted = 0;
   for (const UnfinishedUpload& upload : uploads) {
-    const size_t name = upload.key.rfind('/') + 1;  // 0 where there is no slash.
-    const bool ours = upload.key.starts_with(".safepoint-probe/") || ParseManifestKey(upload.key.substr(0, name) + "manifest.json").has_value();
+    const bool ours = upload.key.starts_with(kProbeFolder) || ParseStepObjectKey(upload.key).has_value();
     if (!ours || (!upload.abandoned && upload.started_unix_s >= begun_before_unix_s)) continue;
     const Status status = store.AbortUpload(upload, limits);
     if (!status.ok() && status.code() != StatusCode::kNotFound) return std::unexpected(status);

@@ -31,6 +31,15 @@ struct FoundStep {
 // be there all the same.
 Result<std::vector<FoundStep>> ListSteps(ObjectStore& store, const std::string& ns, const CallLimits& limits);
 
+struct StoreListing {
+  std::vector<FoundStep> steps;    // As ListSteps.
+  std::vector<Departure> remains;  // Objects of steps that are not whole and never will be: nobody reads them, and they take room.
+};
+// Remains are what a deletion left that was cut short, and what nobody has finished writing in kUnfinishedFor before the namespace's newest manifest
+// was made: by the store's clock alone, so that no wrong clock makes a drain that is under way look old.
+Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, const CallLimits& limits);
+inline constexpr int64_t kUnfinishedForSeconds = 7 * 24 * 3600;  // A shard of 1 TiB is written in half of it (T_abort, I-24).
+
 struct NewestSteps {
   std::vector<StoredStep> steps;  // Newest first: by generation, step and try.
   Status damaged;                 // Not OK: what is the newest by the store's clock cannot be read (F68); names it.
@@ -46,7 +55,11 @@ Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, cons
 // `begun_before_unix_s`. Returns how many. Others' uploads are left alone.
 Result<uint64_t> SweepUploads(ObjectStore& store, const std::string& prefix, int64_t begun_before_unix_s, const CallLimits& limits);
 
-// Deletes the manifest first, so that the step is never half there, then the objects that such a step has and nothing else. Can be repeated.
+// Of a whole step, the key that its manifest gives it. kNotFound: no such step, or not whole. kCorrupt: the manifest is damaged or another step's.
+Result<AttemptKey> ReadAttemptKey(ObjectStore& store, const StepName& name, const CallLimits& limits);
+
+// Deletes the manifest first, so that the step is never half there, then the objects that such a step has and nothing else. What is left of one that was
+// cut short is found by ListStore: a mark is made first and goes last. Can be repeated.
 Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& limits);
 
 // The block checksums of a shard, which hash to the record's root. kIncomplete: the object is missing although there is a manifest.

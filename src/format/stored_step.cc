@@ -14,6 +14,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kStepWord = "step-";
 constexpr std::string_view kManifestName = "manifest.json";
+constexpr std::string_view kLineageName = "lineage.json";
 constexpr uint32_t kLineageVersion = 1;
 constexpr size_t kLineageMax = 100'000;  // Generations in one document.
 
@@ -31,10 +32,10 @@ std::string StepPrefix(const AttemptKey& key) { return PrefixOf(key.ns, key.step
 std::string StepName::Prefix() const { return PrefixOf(ns, step, attempt); }
 std::string ShardObjectKey(const SealRecord& record) { return RankKey(record, ".safetensors"); }
 std::string ChecksumsObjectKey(const SealRecord& record) { return RankKey(record, ".crc32c"); }
-std::string LineageObjectKey(const AttemptKey& key) { return StepPrefix(key) + "lineage.json"; }
+std::string LineageObjectKey(const AttemptKey& key) { return StepPrefix(key) + std::string(kLineageName); }
 std::string ManifestObjectKey(const AttemptKey& key) { return StepPrefix(key) + std::string(kManifestName); }
 
-std::optional<StepName> ParseManifestKey(std::string_view key) {
+std::optional<StepObject> ParseStepObjectKey(std::string_view key) {
   StepName name;
   const size_t slash = key.find('/');
   if (slash == std::string_view::npos) return std::nullopt;
@@ -48,8 +49,20 @@ std::optional<StepName> ParseManifestKey(std::string_view key) {
   rest.remove_prefix(static_cast<size_t>(end - rest.data()));
   if (rest.size() < 34 || rest[0] != '/' || !Id128::FromHex(rest.substr(1, 32), &name.attempt)) return std::nullopt;
   // One spelling only: "step-007" is somebody else's.
-  if (name.Prefix() + std::string(kManifestName) != key) return std::nullopt;
-  return name;
+  const std::string prefix = name.Prefix();
+  if (!key.starts_with(prefix)) return std::nullopt;
+  return StepObject{std::move(name), std::string(key.substr(prefix.size()))};
+}
+
+std::optional<StepName> ParseManifestKey(std::string_view key) {
+  std::optional<StepObject> object = ParseStepObjectKey(key);
+  if (!object || object->file != kManifestName) return std::nullopt;
+  return std::move(object->step);
+}
+
+bool IsOursInStep(std::string_view file) {
+  const bool shard = file.starts_with("rank-") && (file.ends_with(".safetensors") || file.ends_with(".crc32c"));
+  return shard || file == kManifestName || file == kLineageName || file == kDeletingName;
 }
 
 std::string MakeLineage(const std::vector<ledger::Generation>& lineage) {

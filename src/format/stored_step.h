@@ -25,6 +25,7 @@ std::string ShardObjectKey(const SealRecord& record);      // StepPrefix + "rank
 std::string ChecksumsObjectKey(const SealRecord& record);  // StepPrefix + "rank-0.crc32c": u32 little-endian per 1 MiB block.
 std::string LineageObjectKey(const AttemptKey& key);       // StepPrefix + "lineage.json"
 std::string ManifestObjectKey(const AttemptKey& key);      // StepPrefix + "manifest.json": created last; with it the step is whole.
+inline constexpr std::string_view kDeletingName = "deleting.json";  // Behind StepPrefix: somebody has begun to delete the step.
 
 // What a manifest's key says. nullopt: the key is not that of a manifest.
 struct StepName {
@@ -35,6 +36,22 @@ struct StepName {
   friend auto operator<=>(const StepName&, const StepName&) = default;
 };
 std::optional<StepName> ParseManifestKey(std::string_view key);
+
+// Of any object below a step's prefix. nullopt: the key is under no step.
+struct StepObject {
+  StepName step;
+  std::string file;  // Behind the prefix: "rank-0.crc32c".
+};
+std::optional<StepObject> ParseStepObjectKey(std::string_view key);
+
+// One of a step's own objects, by its name behind the prefix; everything else is somebody else's.
+bool IsOursInStep(std::string_view file);
+
+// A step that is to go, or what is left of one.
+struct Departure {
+  StepName step;
+  std::string why;  // For people.
+};
 
 // The lineage as one line of JSON; its bytes depend on the generations only.
 std::string MakeLineage(const std::vector<ledger::Generation>& lineage);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -74,6 +75,17 @@ struct StoreListed {  // Answer to action::ListStore.
   std::vector<StoredStep> steps;  // Of this user; the newest ones.
   Status newest;                  // Not OK: what is the newest by the store's clock is damaged (F68); names it.
 };
+struct RetentionPlanned {  // Answer to action::PlanRetention.
+  uint32_t uid = 0;
+  std::string ns;
+  Status status;
+  std::vector<Departure> departures;
+};
+struct StepsDeleted {  // Answer to action::DeleteSteps. kOk: all of them.
+  uint32_t uid = 0;
+  std::string ns;
+  Status status;
+};
 struct ExtentCreated {
   uint32_t extent = 0;
 };
@@ -85,7 +97,8 @@ struct Tick {};      // NextDeadline() has come, or is over.
 struct Shutdown {};  // SIGTERM.
 }  // namespace event
 
-using Event = std::variant<event::ShardStored, event::ShardProgress, event::ManifestStored, event::StoreListed,
+using Event = std::variant<event::ShardStored, event::ShardProgress, event::ManifestStored, event::StoreListed, event::RetentionPlanned,
+                           event::StepsDeleted,
                            event::Connected, event::Received, event::Disconnected, event::SessionDied, event::SessionUnwatchable, event::SealChecked,
                            event::BlockChecked, event::StructureRead, event::ExtentCreated, event::ExtentFailed, event::Tick, event::Shutdown>;
 
@@ -142,6 +155,15 @@ struct ListStore {  // What the store has of one namespace.
   uint32_t uid = 0;
   std::string ns;
 };
+struct PlanRetention {  // What of one user's namespace the store's rule lets go.
+  uint32_t uid = 0;
+  std::string ns;
+};
+struct DeleteSteps {  // From the store.
+  uint32_t uid = 0;
+  std::string ns;
+  std::vector<StepName> steps;
+};
 struct CreateExtents {
   uint32_t first = 0, count = 0;
 };
@@ -162,7 +184,7 @@ struct ExitDaemon {  // The daemon has nothing to stay for (private daemon), or 
 };
 }  // namespace action
 
-using Action = std::variant<action::StoreShard, action::StoreManifest, action::ListStore,
+using Action = std::variant<action::StoreShard, action::StoreManifest, action::ListStore, action::PlanRetention, action::DeleteSteps,
                             action::Append, action::Send, action::Close, action::WatchSession, action::UnwatchSession, action::CheckSeal,
                             action::ReadStructure, action::CheckBlock, action::CreateExtents, action::DropExtents, action::WriteMarker,
                             action::Log, action::ExitDaemon>;
@@ -194,6 +216,7 @@ struct CoreConfig {
   uint64_t durable_every = 0;           // Every step that is a multiple of it is made durable; 0: only what is asked for.
   Nanos durable_interval = 0;           // And the first complete step after so long; 0: none.
   uint32_t drains_max = 2;              // Shards on their way to the store at once.
+  std::optional<uint64_t> durable_keeps;  // Something is deleted from the store; not the newest so many of a lineage. nullopt: nothing is.
   bool markers_known = true;          // False: the state directory cannot be read, so "never" cannot be told from "lost".
   std::vector<Hash256> markers;       // Namespaces that once had a complete step.
 };

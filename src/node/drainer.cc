@@ -18,8 +18,8 @@ constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
 // What a node whose memory is new takes over of one namespace: enough to resume from, and little of the ledger.
 constexpr size_t kStepsListed = 16;
 constexpr size_t kRecordsListed = 512;
-// Uploads that nobody has finished after so long are aborted, whoever began them: a shard of 1 TiB is through in half of it (T_abort, I-24).
-constexpr int64_t kAbortAfterSeconds = 7 * 24 * 3600;
+constexpr size_t kKeysKnown = 100'000;  // Of manifests that need not be read again to plan what goes: 20 MB.
+constexpr Nanos kDeleting = 600 * kNanosPerSecond;  // Of any number of steps; what is not done by then goes with the next plan.
 
 int64_t UnixSeconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -57,19 +57,20 @@ class Drainer::Door {
   std::optional<OpenedStore> opened_;
 };
 
-Drainer::Drainer(std::string url, uint64_t bytes_per_second, const Clock& clock, std::function<void(Event)> post)
+Drainer::Drainer(std::string url, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post)
     : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)), rate_(bytes_per_second),
       // Half of what is allowed, in case another shard takes the other half.
-      slowest_(bytes_per_second == 0 ? kSlowestBytesPerSecond : std::clamp<uint64_t>(bytes_per_second / 2, 1, kSlowestBytesPerSecond)) {}
+      slowest_(bytes_per_second == 0 ? kSlowestBytesPerSecond : std::clamp<uint64_t>(bytes_per_second / 2, 1, kSlowestBytesPerSecond)),
+      rule_(rule) {}
 
 Drainer::~Drainer() {
   cancelled_ = true;
   executor_.reset();
 }
 
-Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const Clock& clock,
-                                                 std::function<void(Event)> post) {
-  std::unique_ptr<Drainer> drainer(new Drainer(url, bytes_per_second, clock, std::move(post)));
+Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule,
+                                                 const Clock& clock, std::function<void(Event)> post) {
+  std::unique_ptr<Drainer> drainer(new Drainer(url, bytes_per_second, rule, clock, std::move(post)));
   // One more for listings and manifests, which are short, so that no large shard holds them up.
   SP_ASSIGN_OR_RETURN(drainer->executor_, Executor::Create(threads + 1, kWaitingMax, true));
   return drainer;
@@ -164,13 +165,50 @@ void Drainer::List(uint32_t uid, const std::string& ns) {
       [uid, ns](const Status& why) { return event::StoreListed{uid, ns, why, {}, {}}; });
 }
 
+void Drainer::PlanRetention(uint32_t uid, const std::string& ns) {
+  const auto plan = [this, uid, ns]() -> Result<std::vector<Departure>> {
+    const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
+    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    const std::lock_guard lock(keys_mutex_);
+    if (keys_.size() > kKeysKnown) keys_.clear();
+    return sp::PlanRetention(*opened.store, rule_, ns, uid, keys_, limits);
+  };
+  Submit(
+      [plan, uid, ns, door = door_] {
+        Result<std::vector<Departure>> departures = plan();
+        if (!departures) door->Close();
+        return departures ? event::RetentionPlanned{uid, ns, {}, std::move(*departures)} : event::RetentionPlanned{uid, ns, departures.error(), {}};
+      },
+      [uid, ns](const Status& why) { return event::RetentionPlanned{uid, ns, why, {}}; });
+}
+
+void Drainer::DeleteSteps(uint32_t uid, const std::string& ns, const std::vector<StepName>& steps) {
+  const auto remove = [this, steps]() -> Status {
+    const CallLimits limits = Limits(kDeleting, nullptr);
+    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    Status first;  // One that cannot be deleted keeps no other one.
+    for (const StepName& step : steps) {
+      const Status deleted = DeleteStep(*opened.store, step, limits);
+      if (first.ok()) first = deleted;
+    }
+    return first;
+  };
+  Submit(
+      [remove, uid, ns, door = door_] {
+        const Status removed = remove();
+        if (!removed.ok()) door->Close();
+        return event::StepsDeleted{uid, ns, removed};
+      },
+      [uid, ns](const Status& why) { return event::StepsDeleted{uid, ns, why}; });
+}
+
 void Drainer::Sweep() {
   Submit(
       [this]() -> Event {
         const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
         // If the store is in trouble, the next worker sweeps: nothing depends on it.
         if (const auto opened = door_->Open(limits)) {
-          [[maybe_unused]] const auto swept = SweepUploads(*opened->store, "", UnixSeconds() - kAbortAfterSeconds, limits);
+          [[maybe_unused]] const auto swept = SweepUploads(*opened->store, "", UnixSeconds() - kUnfinishedForSeconds, limits);
         }
         return event::ShardProgress{};
       },

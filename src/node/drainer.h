@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "durable/object_store.h"
 #include "durable/rate_limit.h"
+#include "durable/retention.h"
 #include "node/core_types.h"
 #include "node/executor.h"
 #include "node/extent_set.h"
@@ -20,15 +21,17 @@ namespace sp {
 // Owned by the event loop, like the callback `post`, which is called there with the answers.
 class Drainer {
  public:
-  // `bytes_per_second`: at most, of all shards together; 0: no limit.
-  static Result<std::unique_ptr<Drainer>> Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const Clock& clock,
-                                                 std::function<void(Event)> post);
+  // `bytes_per_second`: at most, of all shards together; 0: no limit. `rule`: what PlanRetention goes by.
+  static Result<std::unique_ptr<Drainer>> Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule,
+                                                 const Clock& clock, std::function<void(Event)> post);
   // Cancels what is under way and waits for it: to the end of a system call, or of a request to the store.
   ~Drainer();
 
   void StoreShard(const SealRecord& record, ExtentSet lease);
   void StoreManifest(const Id128& attempt, const StoredStep& step);
   void List(uint32_t uid, const std::string& ns);
+  void PlanRetention(uint32_t uid, const std::string& ns);
+  void DeleteSteps(uint32_t uid, const std::string& ns, const std::vector<StepName>& steps);
   void Sweep();  // Aborts what dead writers left (I-24). Nobody is told.
 
   int fd() const { return executor_->fd(); }  // Readable: call RunCompletions.
@@ -45,7 +48,7 @@ class Drainer {
   class Door;
   using Progress = std::shared_ptr<std::atomic<uint64_t>>;
 
-  Drainer(std::string url, uint64_t bytes_per_second, const Clock& clock, std::function<void(Event)> post);
+  Drainer(std::string url, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post);
   void WaitForTurn(uint64_t bytes);
   void Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused);
   CallLimits Limits(Nanos within, const Progress& progress) const;
@@ -55,6 +58,9 @@ class Drainer {
   const std::shared_ptr<Door> door_;
   RateLimit rate_;
   const uint64_t slowest_;  // Bytes per second of one shard, below which it is given up and tried again.
+  const RetentionRule rule_;
+  std::mutex keys_mutex_;  // Also keeps plans apart: two would read the same manifests.
+  KnownKeys keys_;
   std::atomic<bool> cancelled_ = false;
   std::map<Hash256, Progress> progress_;
   std::unique_ptr<Executor> executor_;  // Last: its threads use the others, so it goes first.

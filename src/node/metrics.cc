@@ -76,6 +76,7 @@ std::string RenderMetrics(const std::string& core_status_json, const WorkerCount
     text.One("durable_steps_in_trouble", "gauge", "Those whose last try failed.", At(core, "/durable/steps_in_trouble"));
     text.One("durable_steps_total", "counter", "Steps that became durable.", At(core, "/durable/completed"));
     text.One("durable_failures_total", "counter", "Tries to reach the store that failed.", At(core, "/durable/failures"));
+    text.One("durable_deleted_total", "counter", "Steps that the setting durable_keep_... let go of.", At(core, "/durable/deleted"));
     text.One("durable_bytes_total", "counter", "Bytes of shards that the store has confirmed.", At(core, "/durable/bytes"));
   }
   text.One("requests_refused_total", "counter", "Requests answered with an error.", At(core, "/totals/refused"));

@@ -120,6 +120,9 @@ std::optional<Nanos> NodeCore::Impl::NextDeadline() const {
   for (const auto& [id, drain] : drains_) {
     if (drain.retry_at > now_) consider(drain.retry_at);  // One that waits for its turn is begun when another one ends.
   }
+  for (const auto& [ns, retention] : retentions_) {
+    if (retention.wanted && !retention.under_way && !stopping_) consider(retention.retry_at);
+  }
   for (const Unanswered& u : unanswered_) consider(u.deadline);
   for (const auto& [id, session] : sessions_) {
     if (auto t = SilenceEnds(id, session)) consider(*t);
@@ -191,6 +194,7 @@ void NodeCore::Impl::On(const event::Tick&) {
     }
   }
   PumpDrains();
+  PumpRetention();
   AnswerLate();
   std::vector<Id128> gone;  // Nobody can tell us that these died: when they hold nothing they need any more, drop what they have.
   for (const auto& [id, session] : sessions_) {

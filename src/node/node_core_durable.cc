@@ -181,6 +181,8 @@ void NodeCore::Impl::On(const event::ManifestStored& e) {
            {{"reached", "durable"}, {"store", config_.store}, {"ms", std::to_string((now_ - began) / kNanosPerMilli)}});
   AnswerWaiters(ns, e.attempt);
   RetireOld(ns);
+  WantRetention(ns);
+  PumpRetention();
   PumpDrains();
   EndIfDrained();
 }

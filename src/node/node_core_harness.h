@@ -226,6 +226,7 @@ class NodeCoreHarness {
   bool hold_store = false;          // Its answers.
   std::vector<StoredStep> stored;   // What it has: outlives this node's memory.
   Status newest_damaged;            // What a listing says of the newest.
+  std::vector<Departure> departures;  // What its rule lets go.
   std::set<Id128> dead_sessions;
   int kill_after = -1;                  // SIGKILL after so many more ledger entries.
   bool killed = false;
@@ -290,6 +291,13 @@ class NodeCoreHarness {
           if (store_status.ok() && key.uid == a->uid && key.ns == a->ns) e.steps.insert(e.steps.begin(), step);
         }
         Answer(hold_store, std::move(e));
+      } else if (const auto* a = std::get_if<action::PlanRetention>(&any)) {
+        Answer(hold_store, event::RetentionPlanned{a->uid, a->ns, store_status, store_status.ok() ? departures : std::vector<Departure>()});
+      } else if (const auto* a = std::get_if<action::DeleteSteps>(&any)) {
+        for (const StepName& name : a->steps) {
+          if (store_status.ok()) std::erase_if(stored, [&](const StoredStep& s) { return s.records[0].attempt == name.attempt; });
+        }
+        Answer(hold_store, event::StepsDeleted{a->uid, a->ns, store_status});
       } else if (const auto* a = std::get_if<action::CreateExtents>(&any)) {
         for (uint32_t i = 0; i < a->count; ++i) {
           if (!hold_extents) extents.insert(a->first + i);

@@ -140,6 +140,8 @@ class NodeCore::Impl {
   void On(const event::ShardProgress& e);
   void On(const event::ManifestStored& e);
   void On(const event::StoreListed& e);
+  void On(const event::RetentionPlanned& e);
+  void On(const event::StepsDeleted& e);
   void On(const event::ExtentCreated& e);
   void On(const event::ExtentFailed& e);
   void On(const event::Tick& e);
@@ -232,6 +234,11 @@ class NodeCore::Impl {
   Status NewestDamaged(const NamespaceKey& ns) const;
   void EndIfDrained();
 
+  // --- what goes from the durable tier (node_core_retention.cc)
+  void WantRetention(const NamespaceKey& ns);
+  void PumpRetention();
+  void RetentionEnded(const NamespaceKey& ns, const Status& status);
+
   // --- reading
   Result<const Attempt*> Choose(const NamespaceKey& ns, const OpenReadRequest& r) const;
   Status NothingComplete(const NamespaceKey& ns) const;  // NotFound, Lost or Unavailable.
@@ -303,8 +310,14 @@ class NodeCore::Impl {
   std::map<NamespaceKey, Listing> listings_;
   Nanos drain_told_at_ = 0, list_told_at_ = 0;
   std::vector<Unanswered> unanswered_;  // Until their namespace has been listed.
+  struct Retention {
+    bool wanted = false;
+    bool under_way = false;
+    Nanos retry_at = 0;
+  };
+  std::map<NamespaceKey, Retention> retentions_;
   struct Counters {
-    uint64_t durable = 0, drain_failures = 0, drain_bytes = 0;
+    uint64_t durable = 0, drain_failures = 0, drain_bytes = 0, stored_deleted = 0;
     uint64_t seals = 0, completed = 0, retired = 0, closed = 0, quarantined = 0, refused = 0;
   } counters_;
 };

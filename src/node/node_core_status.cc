@@ -72,7 +72,7 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
   if (!config_.store.empty()) {
     const auto troubled = std::ranges::count_if(drains_, [this, now](const auto& d) { return IsInTrouble(d.second, now); });
     j["durable"] = {{"store", config_.store}, {"steps_waiting", drains_.size()}, {"steps_in_trouble", troubled}, {"completed", counters_.durable},
-                    {"failures", counters_.drain_failures}, {"bytes", counters_.drain_bytes}};
+                    {"failures", counters_.drain_failures}, {"bytes", counters_.drain_bytes}, {"deleted", counters_.stored_deleted}};
   }
   if (all_uids) {  // Totals only: names belong to their tenants (I-38).
     uint64_t open = 0, complete = 0, durable = 0, corrupt = 0;

@@ -200,6 +200,10 @@ const std::vector<Row>& Table() {
       Store(),
       Number("durable_every", &S::durable_every, 0, kStepMax, "Every step that is a multiple of it is made durable; 0: those that are asked for."),
       Duration("durable_interval", &S::durable_interval, kSecond, 366 * 24 * kHour, true, "The first complete step after so long is made durable, too."),
+      Number("durable_keep_last", &S::durable_keep_last, 0, 1'000'000, "Older steps are deleted from the store, but so many newest ones; 0: no such rule."),
+      Number("durable_keep_every", &S::durable_keep_every, 0, kStepMax, "Steps that are a multiple of it are not deleted; 0: none for that."),
+      Duration("durable_keep_for", &S::durable_keep_for, kSecond, 3660 * 24 * kHour, true,
+               "Steps that were made so long before the newest are deleted, unless another rule keeps them."),
       Number("drain_threads", &S::drain_threads, 1, 16, "Shards that are on their way to the store at once."),
       Size("drain_rate", &S::drain_rate, 0, kExtentsMax * kGiB, "", "Bytes per second that go to the store, at most; 0: no limit."),
       Bool("private", &S::is_private, "Started by a client library for one user: grows on demand, ends when idle."),
@@ -268,9 +272,15 @@ Status CheckTogether(const Settings& s, const GivenValues& given, AvailableBytes
   }
   if (s.pool_prefault_bytes % s.extent_bytes != 0) return wrong("pool_prefault", "is not a multiple of extent (" + FormatSize(s.extent_bytes) + ")");
   if (s.pool_prefault_bytes > s.pool_bytes) return wrong("pool_prefault", "is more than pool (" + FormatSize(s.pool_bytes) + ")");
-  for (const char* name : {"durable_every", "durable_interval"}) {
-    const bool set = std::string(name) == "durable_every" ? s.durable_every > 0 : s.durable_interval > 0;
+  const std::pair<const char*, bool> need_a_store[] = {{"durable_every", s.durable_every > 0},
+                                                       {"durable_interval", s.durable_interval > 0},
+                                                       {"durable_keep_last", s.durable_keep_last > 0},
+                                                       {"durable_keep_for", s.durable_keep_for > 0}};
+  for (const auto& [name, set] : need_a_store) {
     if (set && s.store == "off") return wrong(name, "needs a store");
+  }
+  if (s.durable_keep_every > 0 && s.durable_keep_last == 0 && s.durable_keep_for == 0) {
+    return wrong("durable_keep_every", "names exceptions, and nothing is deleted: set durable_keep_last or durable_keep_for, too");
   }
   if (s.connections_per_uid_max > s.connections_max) {
     return wrong("connections_per_uid_max", "is more than connections_max (" + std::to_string(s.connections_max) + ")");

@@ -35,6 +35,9 @@ struct Settings {
   std::string store = "off";  // URL of the durable tier.
   uint64_t durable_every = 0;
   Nanos durable_interval = 0;
+  uint32_t durable_keep_last = 0;  // What goes from the store: durable/retention.h.
+  uint64_t durable_keep_every = 0;
+  Nanos durable_keep_for = 0;
   uint32_t drain_threads = 2;  // Shards on their way to the store at once.
   uint64_t drain_rate = 0;     // Bytes per second, of all of them; 0: no limit.
 

@@ -81,10 +81,11 @@ Status Worker::Start() {
   SP_ASSIGN_OR_RETURN(executor_, Executor::Create(settings_.check_threads, kExecutorQueue));
 
   std::string store_url;
+  const RetentionRule rule{settings_.durable_keep_last, settings_.durable_keep_every, settings_.durable_keep_for / kNanosPerSecond};
   if (settings_.store != "off") {
     SP_ASSIGN_OR_RETURN(store_url, ResolveStoreUrl(settings_.store));
     const auto post = [this](Event event) { Post(std::move(event)); };
-    SP_ASSIGN_OR_RETURN(drainer_, Drainer::Create(store_url, settings_.drain_threads, settings_.drain_rate, clock_, post));
+    SP_ASSIGN_OR_RETURN(drainer_, Drainer::Create(store_url, settings_.drain_threads, settings_.drain_rate, rule, clock_, post));
     drainer_->Sweep();
   }
 
@@ -113,6 +114,7 @@ Status Worker::Start() {
   config.durable_every = settings_.durable_every;
   config.durable_interval = settings_.durable_interval;
   config.drains_max = settings_.drain_threads;
+  if (rule.Deletes()) config.durable_keeps = std::max<uint64_t>(rule.keep_last, 1);
   config.structures_max = std::max(config.structures_max, 2 * settings_.header_max);
   auto markers = LoadMarkers(settings_.state_dir);
   config.markers_known = markers.has_value();

@@ -86,6 +86,8 @@ class Worker {
   Status Do(const action::StoreShard& a);
   Status Do(const action::StoreManifest& a);
   Status Do(const action::ListStore& a);
+  Status Do(const action::PlanRetention& a);
+  Status Do(const action::DeleteSteps& a);
   Status Do(const action::CreateExtents& a);
   Status Do(const action::DropExtents& a);
   Status Do(const action::WriteMarker& a);

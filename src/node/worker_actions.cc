@@ -188,6 +188,16 @@ Status Worker::Do(const action::ListStore& a) {
   return {};
 }
 
+Status Worker::Do(const action::PlanRetention& a) {
+  drainer_->PlanRetention(a.uid, a.ns);
+  return {};
+}
+
+Status Worker::Do(const action::DeleteSteps& a) {
+  drainer_->DeleteSteps(a.uid, a.ns, a.steps);
+  return {};
+}
+
 // Extents of the keeper's start are made without our asking: those are answered when they are here.
 Status Worker::Do(const action::CreateExtents& a) {
   const auto request = [&](uint32_t first, uint32_t count) -> Status {

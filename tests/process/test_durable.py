@@ -305,6 +305,52 @@ def test_gc_keeps_what_its_rule_says(daemon_with_store: Daemon, base: Path, url:
     assert foreign.read_text() == "mine" and beside.read_text() == "mine, too"
     assert [p.name for p in base.glob("train/step-1/*/*")] == ["README"]
     cli("gc", url, "--keep-last", "1", "--namespace", "other", code=1)
+    cli("gc", url, "--keep-every", "4", code=2)
+    cli("gc", url, "--keep-for", "7", code=2)
+
+
+def test_gc_goes_by_the_stores_clock_and_finishes_what_was_cut_short(
+    daemon_with_store: Daemon, base: Path, url: str, open_job: Job
+) -> None:
+    job = open_job(daemon_with_store, "train")
+    for step in range(1, 6):
+        job.save(step, {"x": torch.full((5,), step)}, durable=True).wait("durable", timeout=30)
+    hour, now = 3600, int(time.time())
+    for step in range(1, 6):
+        (manifest,) = base.glob(f"train/step-{step}/*/manifest.json")
+        os.utime(manifest, (now - (5 - step) * hour, now - (5 - step) * hour))
+    (cut_short,) = base.glob("train/step-4/*")
+    (cut_short / "deleting.json").write_text("{}")
+    (cut_short / "manifest.json").unlink()
+    cli("gc", url, "--keep-for", "2h")
+    assert [s["step"] for s in json.loads(cli("ls", "--store", url, "--json"))] == [5, 3]
+    assert not cut_short.exists()
+    assert not list(base.glob("train/step-1"))
+
+
+def test_a_daemon_deletes_what_its_rule_lets_go(start_daemon: Start, url: str, base: Path, open_job: Job) -> None:
+    rule = ("--durable-every=1", "--durable-keep-last=2", "--durable-keep-every=4")
+    daemon = start_daemon(f"--store={url}", "--retain=1", *rule)
+    job = open_job(daemon, "train")
+    for step in range(1, 10):
+        job.save(step, {"x": torch.full((5,), step)}).wait("durable", timeout=30)
+
+    def stored() -> list[int]:
+        return sorted(int(p.parent.parent.name.removeprefix("step-")) for p in base.glob("train/*/*/manifest.json"))
+
+    eventually(lambda: stored() == [4, 8, 9], "the others go")
+    assert sorted(p.name for p in base.glob("train/*")) == ["step-4", "step-8", "step-9"]
+    assert daemon.status()["durable"]["deleted"] == 6
+    deleted = daemon.events("stored_step_deleted")
+    assert {int(line["step"]) for line in deleted} == {1, 2, 3, 5, 6, 7}
+    assert all("not among the newest 2" in line["why"] for line in deleted)
+    assert equal_tensor(job, 4)
+
+
+def equal_tensor(job: safepoint.Checkpointer, step: int) -> bool:
+    into = {"x": torch.zeros(5)}
+    job.restore(into, step=step)
+    return bool((into["x"] == step).all())
 
 
 def test_export_and_show_from_a_store(daemon_with_store: Daemon, url: str, open_job: Job, tmp_path: Path) -> None:

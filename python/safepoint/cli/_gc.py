@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import re
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.table import Table
 
-from safepoint import errors
+from safepoint import _core, errors
 from safepoint.cli._common import AsJson, Namespace, console, human_bytes, print_json, reported
 from safepoint.cli._places import StorePlace
 
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 24 * 3600}
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What stays: the newest `last` steps, and every step that is a multiple of `every`."""
 
-    last: int
-    every: int | None
+def _seconds(text: str) -> int:
+    """Of "12h"; InvalidArgument for what is no duration."""
+    if (match := re.fullmatch(r"(\d{1,9})(s|min|h|d)", text)) is None or int(match[1]) == 0:
+        raise errors.InvalidArgument(
+            f"{text!r} is no duration: write a whole number with its unit s, min, h or d, as 7d"
+        )
+    return int(match[1]) * _UNITS[match[2]]
 
-    def why_kept(self, step: int, age: int) -> str | None:
-        """`age`: how many newer steps there are. None: it goes."""
-        if age == 0:
-            return "the newest step always stays"
-        if age < self.last:
-            return f"among the newest {self.last}"
-        if self.every is not None and step % self.every == 0:
-            return f"a multiple of {self.every}"
-        return None
+
+class _Row(NamedTuple):
+    """A step, or what is left of one (`uid` and `bytes` are not known then)."""
+
+    name: _core.StepName
+    uid: int | None
+    bytes: int | None
+    stays: bool
+    why: str
+
+
+def _judged(place: StorePlace, namespace: str, last: int, every: int, for_seconds: int) -> Iterator[_Row]:
+    """Each user's steps by themselves, the newest first: each one's newest step stays. Then what is left of others."""
+    pins = place.pins(namespace)
+    for uid in sorted({pin.uid for _, pin in pins}):
+        own = [(name, pin) for name, pin in pins if pin.uid == uid]
+        dated = [(name.step, name.modified) for name, _ in own]
+        judged = _core.judge_retention(dated, last, every, for_seconds)
+        for (name, pin), (stays, why) in zip(own, judged, strict=True):
+            yield _Row(name, uid, pin.info.bytes, stays, why)
+    for name, why in place.store.remains(namespace):
+        yield _Row(name, None, None, False, why)
 
 
 def gc(
-    url: Annotated[str, typer.Argument(help="The durable tier: file:///path.", metavar="URL")],
-    keep_last: Annotated[int, typer.Option(min=1, help="The newest steps that stay.")],
+    url: Annotated[str, typer.Argument(help="The durable tier: file:///path, s3://bucket/prefix.", metavar="URL")],
+    keep_last: Annotated[int | None, typer.Option(min=1, help="The newest steps stay, so many.")] = None,
     keep_every: Annotated[int | None, typer.Option(min=1, help="Steps that are a multiple of this stay, too.")] = None,
+    keep_for: Annotated[
+        str | None, typer.Option(help="And those made so long before the newest one: 12h, 7d.", metavar="TIME")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why the rest stays.")] = False,
     namespace: Namespace = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete old steps of a durable tier, each manifest first. Never the newest step, never an object that is not ours.
 
-    Steps that a daemon has not finished yet have no manifest, and are not looked at.
+    Steps that a daemon has not finished yet have no manifest, and stay; unless nobody has finished them in a week, or
+    they are what a deletion left that was cut short. A daemon does the same by itself with the settings
+    durable_keep_last, durable_keep_every and durable_keep_for.
     """
-    rule = Rule(keep_last, keep_every)
     with reported():
+        if keep_last is None and keep_for is None:
+            raise errors.InvalidArgument("say what stays: --keep-last N, --keep-for TIME, or both")
+        rule = (keep_last or 0, keep_every or 0, 0 if keep_for is None else _seconds(keep_for))
         place = StorePlace(url)
         spaces = [namespace] if namespace is not None else place.namespaces()
         if namespace is not None and not place.store.steps(namespace):
@@ -53,29 +77,25 @@ def gc(
         table = Table("namespace", "step", "size", "what", "why")
         freed = 0
         for space in spaces:
-            ages: dict[int, int] = {}  # By user: each one's newest step stays.
-            for name, pin in place.pins(space):
-                info, age = pin.info, ages.get(pin.uid, 0)
-                ages[pin.uid] = age + 1
-                kept = rule.why_kept(info.step, age)
-                if kept is None:
-                    freed += info.bytes
+            for row in _judged(place, space, *rule):
+                if not row.stays:
+                    freed += row.bytes or 0
                     if not dry_run:
-                        place.store.delete(name)
-                what = "stays" if kept is not None else "would go" if dry_run else "deleted"
-                why = kept or f"not among the newest {rule.last}"
+                        place.store.delete(row.name)
+                what = "stays" if row.stays else "would go" if dry_run else "deleted"
                 rows.append(
                     {
                         "namespace": space,
-                        "step": info.step,
-                        "attempt": info.attempt.hex(),
-                        "uid": pin.uid,
-                        "bytes": info.bytes,
+                        "step": row.name.step,
+                        "attempt": row.name.attempt.hex(),
+                        "uid": row.uid,
+                        "bytes": row.bytes,
                         "what": what,
-                        "why": why,
+                        "why": row.why,
                     }
                 )
-                table.add_row(space, str(info.step), human_bytes(info.bytes), what, why)
+                size = "?" if row.bytes is None else human_bytes(row.bytes)
+                table.add_row(space, str(row.name.step), size, what, row.why)
         if as_json:
             return print_json({"url": url, "dry_run": dry_run, "bytes": freed, "steps": rows})
         console.print(table)
