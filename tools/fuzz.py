@@ -2,13 +2,16 @@
 """Builds and runs the fuzz targets (CMake preset "fuzz"). docs/internals/fuzzing.md says how to read the output.
 
 Each target replays its corpus, then looks for new inputs for --seconds, two targets at a time; then the corpus replay's
-coverage of the decoders is shown. The output ends with "N passed, N failed": one case per target and one for coverage.
+coverage of the decoders is shown. The output ends with a line per failure ("failed: ...", with the input in base64) and
+"N passed, N failed": one case per target and one for coverage.
 New inputs stay in build/fuzz/corpus, reproducers in build/fuzz/crashes, the table in build/fuzz/coverage.txt.
+With --seed each search is the same every time, as far as it comes: what is new is then thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -42,6 +45,7 @@ BRANCH_PERCENT_MIN = 75.0
 RSS_LIMIT_MB = 1024
 TIMEOUT_S = 10  # Of one input; the slowest takes milliseconds.
 REPLAY_LIMIT_S = 300
+SHOWN_BYTES_MAX = 8192  # Of a reproducer, in base64: as long as any input.
 
 SANITIZERS = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:quarantine_size_mb=16:malloc_context_size=8",
@@ -58,7 +62,17 @@ class Result:
     edges: int = 0
     regions: float = 0.0  # Percent, of this target's decoders, by its corpus; 0 without decoders of its own.
     problem: str = ""
+    told: str = ""  # What the target said last of its own, before the stack.
     reproducer: Path | None = None
+
+    def failure(self) -> str:
+        """For whoever has nothing but the end of the output."""
+        text = f"{self.target}: {self.problem}" + (f": {self.told}" if self.told else "")
+        if self.reproducer is None or not self.reproducer.exists():
+            return text
+        content = self.reproducer.read_bytes()
+        shown = base64.b64encode(content).decode() if len(content) <= SHOWN_BYTES_MAX else "too long to show"
+        return f"{text}; {self.reproducer.name}, base64: {shown}"
 
 
 def announce(text: str) -> None:
@@ -111,9 +125,20 @@ def run_libfuzzer(result: Result, arguments: list[str], profile: str, limit_s: f
         result.reproducer = found[0] if found else None
         if result.reproducer is None and (match := re.search(r"^Running: (.*)$", text, re.MULTILINE)):
             result.reproducer = Path(match[1])  # A file of the corpus.
+        result.told = first_complaint(text)
         announce(f"--- {target}: the end of its output")
         announce("\n".join(text.splitlines()[-60:]))
     return text
+
+
+def first_complaint(text: str) -> str:
+    """What a target says when a property does not hold, or the title of a sanitizer's report."""
+    complaint = re.search(
+        r"^(operation \d+ of .*|.*CHECK.*|.*ERROR: .*Sanitizer.*|.*ERROR: libFuzzer.*|.*runtime error: .*)$",
+        text,
+        re.MULTILINE,
+    )
+    return complaint[1].strip()[:300] if complaint else ""
 
 
 def last_number(pattern: str, text: str) -> int:
@@ -131,7 +156,7 @@ def inputs_of(target: str) -> list[str]:
     return [str(CORPUS / target), str(seeds)]
 
 
-def fuzz(target: str, seconds: int) -> Result:
+def fuzz(target: str, seconds: int, seed: int | None) -> Result:
     result = Result(target)
     inputs = inputs_of(target)
     text = run_libfuzzer(result, ["-runs=0", *inputs], str(PROFILES / f"{target}.profraw"), REPLAY_LIMIT_S)
@@ -142,10 +167,19 @@ def fuzz(target: str, seconds: int) -> Result:
     if seconds == 0:
         result.executions = last_number(r"number_of_executed_units: (\d+)", text)
         return result
-    fresh = BUILD / "corpus" / target
+    fresh = BUILD / ("corpus" if seed is None else "seeded") / target
+    if seed is not None:
+        shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True, exist_ok=True)
     # Leaks are looked for in the replay: after each new input it would be most of the time.
-    arguments = ["-detect_leaks=0", f"-max_total_time={seconds}", str(fresh), *inputs]
+    arguments = ["-detect_leaks=0", f"-max_total_time={seconds}"]
+    if seed is None:
+        arguments += [str(fresh), *inputs]
+    else:  # A folder is read in whatever order it has.
+        files = sorted(str(file) for folder in inputs for file in Path(folder).iterdir())
+        listed = fresh.with_suffix(".inputs")
+        listed.write_text(",".join(files))
+        arguments += [f"-seed={seed}", "-reload=0", f"-seed_inputs=@{listed}", str(fresh)]
     if (dictionary := ROOT / "fuzz" / f"{target}.dict").exists():
         arguments.insert(0, f"-dict={dictionary}")
     before = len(list(fresh.iterdir()))
@@ -250,6 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--seconds", type=int, default=60, help="per target; 0: only replay the corpus")
     parser.add_argument("--jobs", type=int, default=2, help="parallel compilations and targets")
+    parser.add_argument("--seed", type=int, help="the same search every time; default: another one each time")
     parser.add_argument("--merge", action="store_true", help="minimise corpus and findings into build/fuzz/merged")
     parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], help="default: all")
     arguments = parser.parse_args()
@@ -263,7 +298,7 @@ def main() -> int:
         return 0
     started = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(lambda target: fuzz(target, arguments.seconds), targets))
+        results = list(pool.map(lambda target: fuzz(target, arguments.seconds, arguments.seed), targets))
     problem = coverage([result for result in results if (PROFILES / f"{result.target}.profraw").exists()])
     announce(f"\n{'target':<14}{'executions':>12}{'exec/s':>9}{'new':>6}{'edges':>8}{'regions':>9}  result")
     for result in results:
@@ -276,9 +311,12 @@ def main() -> int:
     for result in results:
         if result.reproducer:
             announce(f"reproducer: {program(result.target)} {result.reproducer}")
-    if problem:
-        announce(f"coverage: {problem}")
     announce(f"{time.monotonic() - started:.0f} s")
+    for failure in [
+        *(result.failure() for result in results if result.problem),
+        *([f"coverage: {problem}"] if problem else []),
+    ]:
+        announce(f"failed: {failure}")
     failed = sum(bool(result.problem) for result in results) + bool(problem)
     announce(f"{len(results) + 1 - failed} passed, {failed} failed")
     return 1 if failed else 0
