@@ -1,6 +1,7 @@
 #include "node/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 
@@ -83,27 +84,46 @@ const char* TomlTypeWanted(SettingInfo::Kind kind) {
   return "something else";
 }
 
-// The line of the first character beyond ASCII that is neither in a string nor in a comment; 0: there is none. toml++ 3.3 classifies such characters
-// by tables that end in undefined behaviour for some, and no setting's name has any.
-int LineOfForeignCharacter(const std::string& text) {
-  int line = 1;
-  char inside = 0;  // The quote that opened the string, or '#'.
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (c == '\n') {
-      ++line;
-      inside = 0;
-    } else if (inside == 0) {
-      if (static_cast<unsigned char>(c) >= 0x80) return line;
-      if (c == '"' || c == '\'' || c == '#') inside = c;
-    } else if (c == '\\' && inside == '"') {
-      ++i;
-    } else if (c == inside && c != '#') {
-      inside = 0;
+// toml++ 3.3 classifies characters beyond ASCII by tables that end in undefined behaviour for some of them, so it never sees one: their bytes are written
+// as "%XX" (and "%" as "%25"), which is legal where they are, in strings and comments, and put back into what comes out.
+class ForeignBytes {
+ public:
+  explicit ForeignBytes(const std::string& text) : any_(std::ranges::any_of(text, [](char c) { return IsForeign(c); })) {}
+
+  std::string Hide(const std::string& text) const {
+    if (!any_) return text;
+    std::string hidden;
+    for (const char c : text) {
+      if (!IsForeign(c) && c != '%') {
+        hidden.push_back(c);
+        continue;
+      }
+      const auto byte = static_cast<unsigned char>(c);
+      hidden += {'%', kHex[byte >> 4], kHex[byte & 15]};
     }
+    return hidden;
   }
-  return 0;
-}
+
+  std::string Restore(std::string_view hidden) const {
+    std::string text;
+    for (size_t i = 0; i < hidden.size(); ++i) {
+      const size_t high = any_ && hidden[i] == '%' && i + 2 < hidden.size() ? kHex.find(hidden[i + 1]) : std::string_view::npos;
+      const size_t low = high != std::string_view::npos ? kHex.find(hidden[i + 2]) : std::string_view::npos;
+      if (low == std::string_view::npos) {
+        text.push_back(hidden[i]);
+        continue;
+      }
+      text.push_back(static_cast<char>(high << 4 | low));
+      i += 2;
+    }
+    return text;
+  }
+
+ private:
+  static constexpr std::string_view kHex = "0123456789ABCDEF";
+  static bool IsForeign(char c) { return static_cast<unsigned char>(c) >= 0x80; }
+  bool any_;  // Otherwise nothing is touched.
+};
 
 std::string HelpText(const CLI::App& app) {
   return app.help() +
@@ -116,16 +136,15 @@ std::string HelpText(const CLI::App& app) {
 std::string VersionText() { return SP_VERSION; }
 
 Result<GivenValues> ParseSettingsToml(const std::string& text, const std::string& path) {
-  if (const int line = LineOfForeignCharacter(text); line != 0) {
-    return std::unexpected(Wrong(path + ":" + std::to_string(line) + ": a character beyond ASCII outside of quotes and comments"));
-  }
+  if (!IsUtf8(text)) return std::unexpected(Wrong(path + ": is not valid UTF-8"));
+  const ForeignBytes foreign(text);
   toml::table table;
   try {
-    table = toml::parse(text, path);
+    table = toml::parse(foreign.Hide(text), path);
   } catch (const toml::parse_error& error) {
     std::ostringstream where;
     where << path << ":" << error.source().begin.line << ": " << error.description();
-    return std::unexpected(Wrong(where.str()));
+    return std::unexpected(Wrong(foreign.Restore(where.str())));
   } catch (const std::logic_error& error) {
     return std::unexpected(Wrong(path + ": " + error.what()));
   }
@@ -133,7 +152,7 @@ Result<GivenValues> ParseSettingsToml(const std::string& text, const std::string
   for (const SettingInfo& info : ListSettings()) known[info.name] = info.kind;
   GivenValues values;
   for (const auto& [key, node] : table) {
-    const std::string name(key.str());
+    const std::string name = foreign.Restore(key.str());
     const std::string source = path + ":" + std::to_string(node.source().begin.line);
     const auto it = known.find(name);
     if (it == known.end()) return std::unexpected(Wrong(source + ": \"" + name + "\" is not a setting of safepointd"));
@@ -141,9 +160,12 @@ Result<GivenValues> ParseSettingsToml(const std::string& text, const std::string
     if (!value) {
       std::ostringstream shown;
       shown << toml::node_view<const toml::node>(node);
-      return std::unexpected(SettingError(name, {shown.str(), source}, std::string("must be ") + TomlTypeWanted(it->second)));
+      return std::unexpected(SettingError(name, {foreign.Restore(shown.str()), source}, std::string("must be ") + TomlTypeWanted(it->second)));
     }
-    values[name] = {*value, source};
+    const std::string restored = foreign.Restore(*value);
+    // "\u0025" is the one way to write a "%" that was not hidden.
+    if (!IsUtf8(restored)) return std::unexpected(SettingError(name, {restored, source}, "is not valid UTF-8: write % itself, not its number"));
+    values[name] = {restored, source};
   }
   return values;
 }

@@ -89,25 +89,6 @@ Row Bool(const char* name, bool Settings::*member, const char* help) {
   return row;
 }
 
-// As TOML and JSON want it: no overlong forms, no surrogates, nothing beyond U+10FFFF.
-bool IsUtf8(const std::string& text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto at = [&](size_t k) -> uint32_t { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0; };
-    const uint32_t lead = at(i);
-    const size_t length = lead < 0x80 ? 1 : lead >> 5 == 0x6 ? 2 : lead >> 4 == 0xe ? 3 : lead >> 3 == 0x1e ? 4 : 0;
-    if (length == 0) return false;
-    uint32_t code = length == 1 ? lead : lead & (0x7fu >> length);
-    for (size_t k = 1; k < length; ++k) {
-      if (at(i + k) >> 6 != 2) return false;
-      code = code << 6 | (at(i + k) & 0x3f);
-    }
-    static constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (code < kLeast[length] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return false;
-    i += length;
-  }
-  return true;
-}
-
 std::string PathProblem(const std::string& path) {
   if (path.empty() || path[0] != '/') return "is not an absolute path";
   if (path.size() > 4000) return "is too long";
@@ -294,6 +275,24 @@ Status CheckTogether(const Settings& s, const GivenValues& given, AvailableBytes
 }
 
 }  // namespace
+
+bool IsUtf8(const std::string& text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto at = [&](size_t k) -> uint32_t { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0; };
+    const uint32_t lead = at(i);
+    const size_t length = lead < 0x80 ? 1 : lead >> 5 == 0x6 ? 2 : lead >> 4 == 0xe ? 3 : lead >> 3 == 0x1e ? 4 : 0;
+    if (length == 0) return false;
+    uint32_t code = length == 1 ? lead : lead & (0x7fu >> length);
+    for (size_t k = 1; k < length; ++k) {
+      if (at(i + k) >> 6 != 2) return false;
+      code = code << 6 | (at(i + k) & 0x3f);
+    }
+    static constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (code < kLeast[length] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return false;
+    i += length;
+  }
+  return true;
+}
 
 Status SettingError(const std::string& name, const GivenValue& value, const std::string& problem) {
   std::string range;

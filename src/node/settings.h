@@ -85,6 +85,9 @@ struct SettingInfo {
 };
 std::vector<SettingInfo> ListSettings();
 
+// As TOML and JSON want it: no overlong forms, no surrogates, nothing beyond U+10FFFF.
+bool IsUtf8(const std::string& text);
+
 // How every refused value is reported: name, value, source, problem, range.
 Status SettingError(const std::string& name, const GivenValue& value, const std::string& problem);
 

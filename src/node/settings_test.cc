@@ -135,6 +135,28 @@ TEST(Settings, I36_UnknownNamesAreRefused) {
   EXPECT_NE(ErrorOf({"--config", "/nowhere/at/all.toml"}).find("/nowhere/at/all.toml"), std::string::npos);
 }
 
+// toml++ 3.3 runs into undefined behaviour on some characters beyond ASCII, wherever it takes them for something else than text (U+045D, U+1681, ...).
+TEST(Settings, I36_CharactersBeyondAsciiAreTextOrRefused) {
+  for (const char* foreign : {"\u045d", "\u1681", "\u180e", "\u2000", "\u3000", "\ufeff", "\U0001f600"}) {
+    const std::string c = foreign;
+    const TomlFile text("# " + c + " 100%25\nstate_dir = \"/var/" + c + "%41/" + c + "\"\nlog_file = '/var/" + c + "%' # " + c + "\n");
+    const Settings settings = MustParse({"--config", text.path()});
+    EXPECT_EQ(settings.state_dir, "/var/" + c + "%41/" + c);
+    EXPECT_EQ(settings.log_file, "/var/" + c + "%");
+    for (const std::string& bad : {c + " = 3\n", "retain = " + c + "\n", "retain = -s" + c + "\\c\n", "retain = 3 " + c + "\n", "private = -s\"" + c + "\\c\n",
+                                   "re" + c + "tain = 3\n", "[" + c + "]\n"}) {
+      const TomlFile file("pool = \"1GiB\"\n" + bad);
+      EXPECT_NE(ErrorOf({"--config", file.path()}).find(file.path() + ":"), std::string::npos) << bad;
+    }
+  }
+  const TomlFile no_text("state_dir = \"/\xff\"\n");
+  EXPECT_NE(ErrorOf({"--config", no_text.path()}).find("not valid UTF-8"), std::string::npos);
+  const TomlFile by_number("# \u045d\nstate_dir = \"/\\u0025FF\"\n");
+  EXPECT_NE(ErrorOf({"--config", by_number.path()}).find("write % itself"), std::string::npos);
+  const TomlFile ascii("state_dir = \"/\\u0025FF/%41\"\n");
+  EXPECT_EQ(MustParse({"--config", ascii.path()}).state_dir, "/%FF/%41");
+}
+
 TEST(Settings, TomlTypesMustFit) {
   for (const char* text : {"pool = 1.5", "pool = true", "retain = \"3\"", "lease = 60", "private = 1", "private = \"true\"", "socket_mode = 0o600", "http = 1",
                            "pool = [1]", "pool = 2020-01-01"}) {
