@@ -25,6 +25,15 @@ struct Store {
 
 Store OpenForReading(const std::string& url) { return {Value(Unlocked([&] { return OpenStoreForReading(url); }))}; }
 
+nb::bytes ReadRange(const Store& s, const std::string& key, uint64_t offset, uint64_t size) {
+  // Straight into the result: nobody else has it yet.
+  nb::bytes out = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!out.is_valid()) throw nb::python_error();
+  const MutableByteSpan bytes(reinterpret_cast<uint8_t*>(PyBytes_AsString(out.ptr())), size);
+  Check(Unlocked([&] { return s.store->ReadRange(key, offset, bytes, ReadLimits(size)); }));
+  return out;
+}
+
 }  // namespace
 
 void BindStore(nb::module_& m) {
@@ -34,6 +43,10 @@ void BindStore(nb::module_& m) {
       .def_prop_ro("attempt", [](const FoundStep& f) { return ToBytes(f.name.attempt.span()); }, nb::for_getter(nb::sig("def attempt(self) -> Id")),
                    "16 bytes.")
       .def_ro("modified", &FoundStep::modified_unix_s, "When its manifest was made, by the store's clock: seconds since 1970.");
+
+  nb::class_<ObjectInfo>(m, "StoredObject", "One object of a store, whoever wrote it.")
+      .def_ro("key", &ObjectInfo::key, "Its name below the store's URL.")
+      .def_ro("size", &ObjectInfo::size_bytes, "Bytes.");
 
   nb::class_<StoredPin>(m, "StoredPin", "One whole step of a store; its shards are read from there. A context manager, like ReadPin.")
       .def_prop_ro("info", [](const StoredPin& p) { return p.info(); }, "The attempt.")
@@ -61,6 +74,10 @@ void BindStore(nb::module_& m) {
       .def(
           "open", [](const Store& s, const FoundStep& step) { return Value(Unlocked([&] { return StoredPin::Open(s.store, step.name); })); }, "name"_a,
           "One of its steps. NotFound, Corrupt, Incomplete.")
+      .def(
+          "objects", [](const Store& s, const std::string& prefix) { return Value(Unlocked([&] { return ListAll(*s.store, prefix, ReadLimits(kManyObjects)); })); },
+          "prefix"_a = "", "All objects whose keys begin with `prefix`, ascending; but for keys that no store of ours could have. NotFound, Unavailable, Denied.")
+      .def("read", &ReadRange, "key"_a, "offset"_a, "size"_a, "A range of one object, unchecked. NotFound; Corrupt: it ends before.")
       .def(
           "delete", [](const Store& s, const FoundStep& step) { Check(Unlocked([&] { return DeleteStep(*s.store, step.name, ReadLimits(kManyObjects)); })); }, "name"_a,
           "Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.");

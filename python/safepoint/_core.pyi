@@ -336,6 +336,17 @@ class StepName:
     def modified(self) -> int:
         """When its manifest was made, by the store's clock: seconds since 1970."""
 
+class StoredObject:
+    """One object of a store, whoever wrote it."""
+
+    @property
+    def key(self) -> str:
+        """Its name below the store's URL."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
 class StoredPin:
     """
     One whole step of a store; its shards are read from there. A context manager, like ReadPin.
@@ -379,6 +390,14 @@ class Store:
 
     def open(self, name: StepName) -> StoredPin:
         """One of its steps. NotFound, Corrupt, Incomplete."""
+
+    def objects(self, prefix: str = '') -> list[StoredObject]:
+        """
+        All objects whose keys begin with `prefix`, ascending; but for keys that no store of ours could have. NotFound, Unavailable, Denied.
+        """
+
+    def read(self, key: str, offset: int, size: int) -> bytes:
+        """A range of one object, unchecked. NotFound; Corrupt: it ends before."""
 
     def delete(self, name: StepName) -> None:
         """

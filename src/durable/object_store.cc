@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string_view>
 
 #include "base/crc32c.h"
@@ -51,6 +52,17 @@ PutSource PutSource::OfMemory(ByteSpan bytes) {
   std::vector<uint32_t> crcs;
   for (uint64_t at = 0; at < bytes.size(); at += kBlockBytes) crcs.push_back(Crc32c(0, bytes.subspan(at, std::min(kBlockBytes, bytes.size() - at))));
   return OfMemory(bytes, std::move(crcs));
+}
+
+Result<std::vector<ObjectInfo>> ListAll(ObjectStore& store, const std::string& prefix, const CallLimits& limits) {
+  std::vector<ObjectInfo> objects;
+  std::string cursor;
+  do {
+    SP_ASSIGN_OR_RETURN(ListPage page, store.List(prefix, cursor, limits));
+    std::ranges::move(page.objects, std::back_inserter(objects));
+    cursor = std::move(page.next);
+  } while (!cursor.empty());
+  return objects;
 }
 
 std::string ObjectUrl(const ObjectStore& store, const std::string& key) {

@@ -112,6 +112,9 @@ class ObjectStore {
   virtual Status AbortUpload(const UnfinishedUpload& upload, const CallLimits& limits) = 0;
 };
 
+// The objects of all pages.
+Result<std::vector<ObjectInfo>> ListAll(ObjectStore& store, const std::string& prefix, const CallLimits& limits);
+
 // What to call an object in messages: the store's URL with the key behind its path.
 std::string ObjectUrl(const ObjectStore& store, const std::string& key);
 

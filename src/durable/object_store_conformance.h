@@ -79,13 +79,9 @@ class ObjectStoreConformance : public testing::TestWithParam<StoreFactory> {
 
   // All keys under `prefix`, over all pages.
   Result<std::vector<std::string>> Keys(const std::string& prefix) {
+    SP_ASSIGN_OR_RETURN(const std::vector<ObjectInfo> objects, ListAll(store(), prefix, {}));
     std::vector<std::string> keys;
-    std::string cursor;
-    do {
-      SP_ASSIGN_OR_RETURN(const ListPage page, store().List(prefix, cursor, {}));
-      for (const ObjectInfo& info : page.objects) keys.push_back(info.key);
-      cursor = page.next;
-    } while (!cursor.empty());
+    for (const ObjectInfo& info : objects) keys.push_back(info.key);
     return keys;
   }
 
