@@ -36,7 +36,7 @@ import safepoint
 from safepoint import _connect, _core, _files, errors
 from safepoint._pieces import compact
 from safepoint._torch import DTYPE_NAMES
-from safepoint.interchange import _boxes, _dcp_export, _dcp_import, _source, export_step, import_folder
+from safepoint.interchange import _boxes, _dcp_export, _dcp_metadata, _source, export_step, import_folder
 from safepoint.interchange._export import export_pinned
 from safepoint.interchange._safetensors_import import load_safetensors
 from safepoint.interchange._state import Values
@@ -942,11 +942,11 @@ HOSTILE_PICKLES = {
 @pytest.mark.parametrize("case", HOSTILE_PICKLES)
 def test_hostile_metadata_pickle(case: str, folder: Path, namespace: str) -> None:
     """I-39, I-40: a clear error, in bounded memory; torch's classes and the records' own stay as they were."""
-    before = {key: value for key, value in vars(_dcp_import._Record).items() if key != "__doc__"}
+    before = {key: value for key, value in vars(_dcp_metadata.Record).items() if key != "__doc__"}
     (folder / ".metadata").write_bytes(HOSTILE_PICKLES[case])
     with pytest.raises(errors.Corrupt, match=r"\.metadata"):
         import_folder(folder, namespace, 1)
-    assert before == {key: value for key, value in vars(_dcp_import._Record).items() if key != "__doc__"}
+    assert before == {key: value for key, value in vars(_dcp_metadata.Record).items() if key != "__doc__"}
     assert not hasattr(dcp.metadata.Metadata, "kind")
     assert_nothing_saved(namespace)
 

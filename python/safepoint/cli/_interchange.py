@@ -123,13 +123,20 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="DIRECTORY|URL", help="A DCP folder, one of safetensors files, or a durable tier or step in it."
+            metavar="DIRECTORY|URL",
+            help="A DCP folder, one of safetensors files, a durable tier or step in it; or what --format aws reads.",
         ),
     ],
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where the step goes.")],
-    step: Annotated[int | None, typer.Option(min=0, help="Default: the number of a durable step.")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Default: the number of a durable step; aws: the newest whole.")
+    ] = None,
     format: Annotated[
-        Literal["dcp", "safetensors", "hf"] | None, typer.Option(help="Default: what the folder looks like.")
+        Literal["dcp", "safetensors", "hf", "aws"] | None,
+        typer.Option(
+            help="Default: what the folder looks like. aws: what amzn-sagemaker-checkpointing wrote to S3, there or in "
+            "a copy; --step is then one of its steps."
+        ),
     ] = None,
     prefix: Annotated[str, typer.Option(help='Put everything below this name: "model".')] = "",
     skip_not_plain: Annotated[
@@ -147,7 +154,7 @@ def import_(
     """Save what a folder or a durable step (file:///path, s3://bucket/base/run-3/step-40) holds as an ordinary step in
     memory. Nothing in a folder is trusted; no unrestricted unpickling.
     """
-    from safepoint.interchange import ImportInfo, import_folder, import_stored
+    from safepoint.interchange import ImportInfo, import_aws, import_folder, import_stored
 
     def bring(progress: Callable[[int, int], None]) -> ImportInfo:
         choices: dict[str, Any] = {
@@ -156,9 +163,11 @@ def import_(
             "allow_pickle": allow_pickle,
             "existing": existing,
         }
+        if format == "aws":
+            return import_aws(source, namespace, step, progress=progress, **choices)
         if "://" in source:
             if format is not None:
-                raise errors.InvalidArgument("--format is a folder's; a durable step has one format only")
+                raise errors.InvalidArgument(f"--format {format} is a folder's; a durable step has one format only")
             return import_stored(source, namespace, step, **choices)
         if step is None:
             raise errors.InvalidArgument("a folder does not say which step it is: --step")
@@ -179,12 +188,13 @@ def import_(
                     "parts": info.parts,
                     "skipped": list(info.skipped),
                     "verified": info.verified,
+                    "passed_over": list(info.passed_over),
                 }
             )
+        if info.passed_over:
+            _tell(f"passed over, not whole: {_listed(info.passed_over)}", "yellow")
         if info.skipped:
-            stderr.print(
-                f"left out, not plain: {_listed(info.skipped)}", style="yellow", highlight=False, soft_wrap=True
-            )
+            _tell(f"left out, not plain: {_listed(info.skipped)}", "yellow")
         console.print(
             f"{namespace} step {info.step}: {info.parts} parts of {info.source} ({info.format}), level memory"
             + (", checksums match" if info.verified else ""),

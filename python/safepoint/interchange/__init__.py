@@ -5,6 +5,15 @@ What each format carries, and how to open it with which tool: docs/interchange.m
 """
 
 from safepoint.interchange._export import ExportFormat, ExportInfo, export_step
-from safepoint.interchange._import import ImportFormat, ImportInfo, import_folder, import_stored
+from safepoint.interchange._import import ImportFormat, ImportInfo, import_aws, import_folder, import_stored
 
-__all__ = ["ExportFormat", "ExportInfo", "ImportFormat", "ImportInfo", "export_step", "import_folder", "import_stored"]
+__all__ = [
+    "ExportFormat",
+    "ExportInfo",
+    "ImportFormat",
+    "ImportInfo",
+    "export_step",
+    "import_aws",
+    "import_folder",
+    "import_stored",
+]

@@ -12,6 +12,7 @@ from safepoint._objects import Decoder
 from safepoint._stored import open_step, read_parts, step_url
 from safepoint.api import Checkpointer
 from safepoint.errors import InvalidArgument, NotFound
+from safepoint.interchange._aws_import import find_aws
 from safepoint.interchange._dcp_import import METADATA, load_dcp
 from safepoint.interchange._hf_export import INDEX
 from safepoint.interchange._safetensors_import import load_safetensors
@@ -27,13 +28,14 @@ class ImportInfo:
     """What an import saved; `skipped` names what was left out as not plain."""
 
     source: str  # The folder, or the URL.
-    format: str  # "store" for a URL.
+    format: str  # "store" for a step of a durable tier.
     namespace: str
     step: int
     attempt: bytes
     parts: int
     skipped: tuple[str, ...]
     verified: bool  # There were checksums of ours, and every byte matches.
+    passed_over: tuple[str, ...] = ()  # Of "aws": newer steps that are not whole, and why.
 
 
 def detect_format(directory: Path) -> ImportFormat:
@@ -84,16 +86,12 @@ def import_folder(
         raise InvalidArgument(f'format must be "dcp", "safetensors" or "hf", not {format!r}')
     if (chosen == "dcp") != (found == "dcp"):
         raise InvalidArgument(f"{directory} is a folder of format {found}, not {chosen}")
-    if skip_not_plain and allow_pickle:
-        raise InvalidArgument("skip_not_plain and allow_pickle exclude each other")
-    if not existing:
-        _check_new(namespace)
+    values = _values(namespace, skip_not_plain, allow_pickle, existing)
     try:
         _files.check(directory)
         verified = True
     except NotFound:
         verified = False
-    values = Values(skip=skip_not_plain, allow_pickle=allow_pickle)
     if chosen == "dcp":
         loaded = load_dcp(directory, values, progress or (lambda done, total: None))
     else:
@@ -119,11 +117,7 @@ def import_stored(
     `allow_pickle`, `existing` and errors as in `import_folder`, and those of `safepoint.load`. The whole state is held
     in memory once beside the save.
     """
-    if skip_not_plain and allow_pickle:
-        raise InvalidArgument("skip_not_plain and allow_pickle exclude each other")
-    if not existing:
-        _check_new(namespace)
-    values = Values(skip=skip_not_plain, allow_pickle=allow_pickle)
+    values = _values(namespace, skip_not_plain, allow_pickle, existing)
     loaded = Loaded()
     with open_step(step_url(url, namespace=None, step=None)) as pin:
         for part in read_parts(pin, Decoder(allow_pickle), None, values.refuse):
@@ -131,6 +125,45 @@ def import_stored(
         number = pin.info.step if step is None else step
     info = ImportInfo(url, "store", namespace, number, b"", len(loaded.leaves), (), True)
     return _save(info, loaded.state(prefix), values)
+
+
+def import_aws(
+    source: str | Path,
+    namespace: str,
+    step: int | None = None,
+    *,
+    prefix: str = "",
+    skip_not_plain: bool = False,
+    allow_pickle: bool = False,
+    existing: bool = False,
+    progress: Progress | None = None,
+) -> ImportInfo:
+    """Saves a step that Amazon's amzn-sagemaker-checkpointing wrote to S3, in its default layout or Ray's, as the step
+    of the same number of `namespace`, by one rank.
+
+    `source`: a URL ("s3://bucket/base/run"), or a directory with a copy of what is there; of one run, of a base path
+    with one run below it, or of one step of Ray's layout. `step`: None for the newest that is whole; those newer that
+    are not are told in the result. `prefix`, `skip_not_plain`, `allow_pickle` and `existing` as in `import_folder`,
+    and nothing in the source is trusted more than there.
+
+    Raises NotFound (nothing of the kind there, or no such step), Incomplete (metadata or a blob are missing or cut
+    short), Corrupt, NotPlain, InvalidArgument (several runs), what a store raises, and what `Checkpointer.save` raises.
+    The state is held in memory once beside the save, and the largest part of it once more.
+    """
+    values = _values(namespace, skip_not_plain, allow_pickle, existing)
+    found = find_aws(str(source), step)
+    loaded = found.load(values, progress or (lambda done, total: None))
+    info = ImportInfo(str(source), "aws", namespace, found.step, b"", len(loaded.leaves), (), False, found.passed_over)
+    return _save(info, loaded.state(prefix), values)
+
+
+def _values(namespace: str, skip_not_plain: bool, allow_pickle: bool, existing: bool) -> Values:
+    """The choice for what is not plain. InvalidArgument: there is none, or the namespace may not be imported into."""
+    if skip_not_plain and allow_pickle:
+        raise InvalidArgument("skip_not_plain and allow_pickle exclude each other")
+    if not existing:
+        _check_new(namespace)
+    return Values(skip=skip_not_plain, allow_pickle=allow_pickle)
 
 
 def _save(info: ImportInfo, state: Any, values: Values) -> ImportInfo:
