@@ -92,7 +92,7 @@ FakeS3Server::~FakeS3Server() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-std::string FakeS3Server::endpoint() const { return "http://127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port()); }
+std::string FakeS3Server::endpoint() const { return "http://127.0.0.1:" + std::to_string(port()); }
 
 void FakeS3Server::SetLie(Lie lie) {
   const std::lock_guard lock(mutex_);

@@ -50,6 +50,7 @@ class FakeS3Server {
   FakeS3Server(Abilities abilities, Lie lie);
   ~FakeS3Server();
 
+  uint16_t port() const { return acceptor_.local_endpoint().port(); }
   std::string endpoint() const;
   void SetLie(Lie lie);
   FakeReply Answer(const FakeRequest& request);  // The honest one.
