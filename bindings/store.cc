@@ -1,4 +1,5 @@
 // Steps in a store, read without a daemon.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -7,6 +8,7 @@
 #include "client/stored_pin.h"
 #include "convert.h"
 #include "durable/open_store.h"
+#include "durable/retention.h"
 #include "durable/step_store.h"
 #include "errors.h"
 #include "module.h"
@@ -24,6 +26,23 @@ struct Store {
 };
 
 Store OpenForReading(const std::string& url) { return {Value(Unlocked([&] { return OpenStoreForReading(url); }))}; }
+
+// Names and reasons.
+std::vector<std::pair<FoundStep, std::string>> Remains(const Store& s, const std::string& ns) {
+  std::vector<std::pair<FoundStep, std::string>> remains;
+  const StoreListing listing = Value(Unlocked([&] { return ListStore(*s.store, ns, ReadLimits(kManyObjects)); }));
+  for (const Departure& departure : listing.remains) remains.emplace_back(FoundStep{departure.step, 0}, departure.why);
+  return remains;
+}
+
+std::vector<std::pair<bool, std::string>> JudgeSteps(const std::vector<std::pair<uint64_t, int64_t>>& newest_first, uint64_t keep_last,
+                                                     uint64_t keep_every, int64_t keep_for) {
+  std::vector<DatedStep> steps;
+  for (const auto& [step, modified] : newest_first) steps.push_back({step, modified});
+  std::vector<std::pair<bool, std::string>> judged;
+  for (const Judgement& judgement : Judge({keep_last, keep_every, keep_for}, steps)) judged.emplace_back(judgement.stays, judgement.why);
+  return judged;
+}
 
 nb::bytes ReadRange(const Store& s, const std::string& key, uint64_t offset, uint64_t size) {
   // Straight into the result: nobody else has it yet.
@@ -78,9 +97,15 @@ void BindStore(nb::module_& m) {
           "objects", [](const Store& s, const std::string& prefix) { return Value(Unlocked([&] { return ListAll(*s.store, prefix, ReadLimits(kManyObjects)); })); },
           "prefix"_a = "", "All objects whose keys begin with `prefix`, ascending; but for keys that no store of ours could have. NotFound, Unavailable, Denied.")
       .def("read", &ReadRange, "key"_a, "offset"_a, "size"_a, "A range of one object, unchecked. NotFound; Corrupt: it ends before.")
+      .def("remains", &Remains, "ns"_a = "",
+           "What is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing in a week. "
+           "Unavailable, Denied.")
       .def(
           "delete", [](const Store& s, const FoundStep& step) { Check(Unlocked([&] { return DeleteStep(*s.store, step.name, ReadLimits(kManyObjects)); })); }, "name"_a,
           "Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.");
+
+  m.def("judge_retention", &JudgeSteps, "newest_first"_a, "keep_last"_a, "keep_every"_a, "keep_for"_a,
+        "What a rule says of the steps (number, when made) of one namespace and user: whether each stays, and why. 0: no such rule; keep_for in seconds.");
 }
 
 }  // namespace sp::python

@@ -399,10 +399,20 @@ class Store:
     def read(self, key: str, offset: int, size: int) -> bytes:
         """A range of one object, unchecked. NotFound; Corrupt: it ends before."""
 
+    def remains(self, ns: str = '') -> list[tuple[StepName, str]]:
+        """
+        What is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing in a week. Unavailable, Denied.
+        """
+
     def delete(self, name: StepName) -> None:
         """
         Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.
         """
+
+def judge_retention(newest_first: Sequence[tuple[int, int]], keep_last: int, keep_every: int, keep_for: int) -> list[tuple[bool, str]]:
+    """
+    What a rule says of the steps (number, when made) of one namespace and user: whether each stays, and why. 0: no such rule; keep_for in seconds.
+    """
 
 class StartOptions:
     """How to start a private daemon."""

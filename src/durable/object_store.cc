@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
 #include <string_view>
 
 #include "base/crc32c.h"
@@ -54,14 +53,19 @@ PutSource PutSource::OfMemory(ByteSpan bytes) {
   return OfMemory(bytes, std::move(crcs));
 }
 
-Result<std::vector<ObjectInfo>> ListAll(ObjectStore& store, const std::string& prefix, const CallLimits& limits) {
-  std::vector<ObjectInfo> objects;
+Status ForEachObject(ObjectStore& store, const std::string& prefix, const CallLimits& limits, const std::function<void(const ObjectInfo&)>& on_object) {
   std::string cursor;
   do {
     SP_ASSIGN_OR_RETURN(ListPage page, store.List(prefix, cursor, limits));
-    std::ranges::move(page.objects, std::back_inserter(objects));
+    for (const ObjectInfo& object : page.objects) on_object(object);
     cursor = std::move(page.next);
   } while (!cursor.empty());
+  return {};
+}
+
+Result<std::vector<ObjectInfo>> ListAll(ObjectStore& store, const std::string& prefix, const CallLimits& limits) {
+  std::vector<ObjectInfo> objects;
+  SP_RETURN_IF_ERROR(ForEachObject(store, prefix, limits, [&](const ObjectInfo& object) { objects.push_back(object); }));
   return objects;
 }
 

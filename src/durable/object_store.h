@@ -112,7 +112,8 @@ class ObjectStore {
   virtual Status AbortUpload(const UnfinishedUpload& upload, const CallLimits& limits) = 0;
 };
 
-// The objects of all pages.
+// The objects of all pages, ascending by key: one by one, or at once where there cannot be too many of them.
+Status ForEachObject(ObjectStore& store, const std::string& prefix, const CallLimits& limits, const std::function<void(const ObjectInfo&)>& on_object);
 Result<std::vector<ObjectInfo>> ListAll(ObjectStore& store, const std::string& prefix, const CallLimits& limits);
 
 // What to call an object in messages: the store's URL with the key behind its path.

@@ -30,17 +30,6 @@ Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, 
   return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + " is there already and differs; it is left as it is");
 }
 
-// In ascending order of keys.
-Status ForEachObject(ObjectStore& store, const std::string& prefix, const CallLimits& limits, const std::function<void(const ObjectInfo&)>& on_object) {
-  std::string cursor;
-  do {
-    SP_ASSIGN_OR_RETURN(ListPage page, store.List(prefix, cursor, limits));
-    for (const ObjectInfo& object : page.objects) on_object(object);
-    cursor = std::move(page.next);
-  } while (!cursor.empty());
-  return {};
-}
-
 // The records of a manifest that is this step's.
 Result<std::vector<SealRecord>> ReadManifest(ObjectStore& store, const StepName& name, const CallLimits& limits) {
   const std::string key = name.Prefix() + "manifest.json";

@@ -348,7 +348,7 @@ def test_a_daemon_deletes_what_its_rule_lets_go(start_daemon: Start, url: str, b
 
 
 def equal_tensor(job: safepoint.Checkpointer, step: int) -> bool:
-    into = {"x": torch.zeros(5)}
+    into = {"x": torch.zeros(5, dtype=torch.int64)}
     job.restore(into, step=step)
     return bool((into["x"] == step).all())
 
