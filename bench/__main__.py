@@ -12,22 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from bench import cell, planning, plot, report, training
+from bench import cell, machine, planning, plot, report, training
 from bench.plan import Plan, make_plan
 from bench.system import OURS, PEERS, ROOT, find
-from safepoint import _core
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
@@ -38,22 +33,9 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 
 
 def describe(arguments: argparse.Namespace, plan: Plan) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
     return {
-        "commit": commit.stdout.strip(),
-        "machine": {"cpu": models[0] if models else "", "cores": os.cpu_count(), "kernel": platform.release()},
-        "torch": torch.__version__,
-        "kernel": _core.kernel_name(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **machine.describe(),
         "settings": {"scale": plan.scale, "quick": arguments.quick},
-        "seconds": 0.0,
         "cells": [],
         "training": [],
         "planning": [],

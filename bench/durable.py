@@ -1,10 +1,9 @@
-"""Measures the durable tier on a directory: drain, saves beside it, restore. Prints a table.
+"""Measures the durable tier: on a directory, and on an S3 server on loopback, beside other ways to the same place.
 
-    python -m bench.durable [--scale 1.0] [--rounds 3] [--out DIR] [--json FILE] [--write]
+    python -m bench.durable [--scale 1.0] [--rounds 3] [--parts directory,s3] [--out DIR] [--write]
+    python -m bench.durable --report FILE [--write]        tables again, of results that are there
 
-The yardsticks of the drain are `dd conv=fsync` of the same bytes, from memory to the same directory, in the same round:
-through the page cache, and past it.
-`--write` puts the table into docs/operating/durable.md.
+Results go into DIR/durable.json, tables into the terminal; with `--write` also into docs/operating.
 """
 
 from __future__ import annotations
@@ -12,162 +11,47 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import signal
 import statistics
-import subprocess
+import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-import safepoint
-from bench.ours import EXTENT, Daemon, anonymous_bytes
-from bench.report import Sheet, replace_between_markers
-from bench.scenarios import build, change, digest, size_of
+from bench import durable_directory, durable_s3, machine
+from bench.report import Sheet, machine_line, replace_between_markers
+from bench.scenarios import expected_bytes
 from bench.system import ROOT
-from safepoint import _core
 
-_PAGE = ROOT / "docs" / "operating" / "durable.md"
-_TICKS = os.sysconf("SC_CLK_TCK")
-_WAIT_SECONDS = 300.0
-
-
-@dataclass
-class Samples:
-    """Seconds, by what was measured; `cpu` is the worker's for one drain, `memory` its growth in bytes."""
-
-    dd: list[float] = field(default_factory=list)
-    dd_direct: list[float] = field(default_factory=list)
-    drain: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-    safe: list[float] = field(default_factory=list)
-    safe_beside: list[float] = field(default_factory=list)
-    gap: list[float] = field(default_factory=list)
-    gap_beside: list[float] = field(default_factory=list)
-    cat: list[float] = field(default_factory=list)
-    restore: list[float] = field(default_factory=list)
-
-
-class _Worker:
-    """The daemon's worker, seen from outside."""
-
-    def __init__(self, keeper: int) -> None:
-        self._pid = int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0])
-
-    def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
-
-    def anonymous_bytes(self) -> int:
-        return anonymous_bytes(self._pid)
-
-
-def measure(scale: float, rounds: int, out: Path) -> tuple[Samples, int]:
-    """`out`: on the disk that is measured; what this makes in it is removed."""
-    samples = Samples()
-    state = build("large", 0, scale)
-    size = size_of(state)[0]
-    folder = out / "durable-bench"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "store").mkdir(parents=True)
-    try:
-        pool = (5 * size // EXTENT + 8) * EXTENT
-        daemon = Daemon(folder / "daemon", pool, {"store": f"file://{folder / 'store'}", "retain": "1"})
-        os.environ["SAFEPOINT_SOCKET"] = daemon.socket
-        try:
-            with safepoint.Checkpointer("bench", rank=0, world_size=1) as checkpointer:
-                for step in range(4):  # Memory is made, and the plan.
-                    checkpointer.save(step, state.tree).wait(timeout=_WAIT_SECONDS)
-                worker = _Worker(daemon.pid)
-                for number in range(rounds):
-                    newest = _round(samples, checkpointer, worker, state, 10 * (number + 1), folder, size)
-            _restore(samples, state, folder, rounds, newest)
-        finally:
-            daemon.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return samples, size
-
-
-def _round(
-    samples: Samples,
-    checkpointer: safepoint.Checkpointer,
-    worker: _Worker,
-    state: Any,
-    step: int,
-    folder: Path,
-    size: int,
-) -> str:
-    """Returns the digest of the newest step that is durable."""
-    _save(samples.safe, samples.gap, checkpointer, state, step)
-    samples.dd.append(_dd(folder, size))
-    samples.dd_direct.append(_dd(folder, size, "oflag=direct"))
-    cpu, memory = worker.cpu_seconds(), worker.anonymous_bytes()
-    change(state, step + 1)
-    save = checkpointer.save(step + 1, state.tree, durable=True)
-    save.wait(timeout=_WAIT_SECONDS)
-    began = time.perf_counter()
-    save.wait("durable", timeout=_WAIT_SECONDS)
-    samples.drain.append(time.perf_counter() - began)
-    samples.cpu.append(worker.cpu_seconds() - cpu)
-    samples.memory.append(max(0, worker.anonymous_bytes() - memory))
-    change(state, step + 2)
-    newest = digest(state)
-    save = checkpointer.save(step + 2, state.tree, durable=True)
-    save.wait(timeout=_WAIT_SECONDS)
-    _save(samples.safe_beside, samples.gap_beside, checkpointer, state, step + 3)
-    if save.level == "durable":  # Before the save beside it had ended: it proves nothing.
-        samples.safe_beside.pop()
-        samples.gap_beside.pop()
-    save.wait("durable", timeout=_WAIT_SECONDS)
-    return newest
-
-
-def _save(
-    safe: list[float], gap: list[float], checkpointer: safepoint.Checkpointer, state: Any, step: int
-) -> safepoint.Save:
-    change(state, step)
-    began = time.perf_counter()
-    save = checkpointer.save(step, state.tree)
-    save.wait_safe(_WAIT_SECONDS)
-    copied = time.perf_counter()
-    save.wait(timeout=_WAIT_SECONDS)
-    safe.append(copied - began)
-    gap.append(time.perf_counter() - copied)
-    return save
-
-
-def _dd(folder: Path, size: int, *more: str) -> float:
-    """As many bytes from memory to the same directory, on disk at the end."""
-    source, target = Path("/dev/shm") / f"safepoint-bench-{os.getpid()}", folder / "dd"
-    with source.open("wb") as file:
-        for _ in range(size // (1 << 20) + 1):
-            file.write(os.urandom(1 << 10) * 1024)
-    try:
-        began = time.perf_counter()
-        command = ["dd", f"if={source}", f"of={target}", "bs=8M", "conv=fsync", *more]
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - began
-    finally:
-        source.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
-
-
-def _restore(samples: Samples, state: Any, folder: Path, rounds: int, expected: str) -> None:
-    url = f"file://{folder / 'store'}"
-    files = sorted((folder / "store").glob("bench/step-*/*/rank-0.safetensors"))
-    for _ in range(rounds):
-        began = time.perf_counter()
-        subprocess.run(["dd", f"if={files[-1]}", "of=/dev/null", "bs=8M"], check=True, capture_output=True)
-        samples.cat.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        safepoint.load_into(url, state.tree, rank=0, world_size=1)
-        samples.restore.append(time.perf_counter() - began)
-        if digest(state) != expected:
-            raise SystemExit("what was restored is not what was saved")
+_TLS_PART = 0.25  # Of the bytes: both sides encrypt on the same cores, which takes long.
+_DOCS = ROOT / "docs" / "operating"
+_KINDS = {
+    "upload1": "**upload, one object of {size}**",
+    "upload8": "**upload, 8 objects of an eighth at once**",
+    "download1": "**download, one object of {size}, one reader**",
+    "download8": "**download, 8 readers**",
+}
+_CLIENTS = {
+    "raw": "aws-c-s3 alone: from mapped memory, no checksums",
+    "put": "`s3://` of safepoint: read from the pool, compared, sent with checksums",
+    "get": "aws-c-s3 alone: into the reader's memory",
+    "check": "`s3://` of safepoint: the same, every block compared",
+}
+_WHOLE = {
+    "client raw1": "aws-c-s3 alone, no tensors, no checksums",
+    "safepoint save": "`save(durable=True)` until durable, 1 rank",
+    "safepoint8 save": "the same, 8 ranks of an eighth each",
+    "obstore put1": "obstore, no tensors, no checksums",
+    "connector save": "torch `dcp.save`, s3torchconnector",
+    "aws save": "AWS library, `save_to_s3`, and into a stand-in of its memory tier",
+    "client get1": "aws-c-s3 alone, no tensors, unverified",
+    "safepoint load": "`load_into`, every byte verified, 1 rank",
+    "safepoint8 load": "the same, 8 ranks at once",
+    "obstore get1": "obstore, no tensors, unverified",
+    "connector load": "torch `dcp.load`, s3torchconnector, unverified",
+}
 
 
 def _figure(values: list[float]) -> str:
@@ -180,40 +64,147 @@ def _ratio(values: list[float], yardstick: list[float]) -> str:
     return f"{statistics.median(values) / statistics.median(yardstick):.2f}x" if values and yardstick else "-"
 
 
-def sheet(samples: Samples, size: int) -> Sheet:
-    drain, cpu = _figure(samples.drain), statistics.median(samples.cpu) / (size / (1 << 30))
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def directory(samples: durable_directory.Samples, size: int) -> Sheet:
+
+    def row(title: str, name: str, yardstick: str) -> list[str]:
+        values = samples.get(name, [])
+        return [title, _figure(values), "1" if name == yardstick else _ratio(values, samples.get(yardstick, []))]
+
+    cpu = statistics.median(samples["cpu"])
     rows = [
-        ["drain, `memory` to `durable`: written, fsynced, read back", drain, _ratio(samples.drain, samples.dd)],
-        ["`dd conv=fsync` of the same bytes", _figure(samples.dd), "1"],
-        ["`dd conv=fsync oflag=direct` of them", _figure(samples.dd_direct), _ratio(samples.dd_direct, samples.dd)],
-        ["worker's processor time per drain", f"{_figure(samples.cpu)}, {cpu:.2f} s/GiB", "-"],
-        ["worker's memory, more at the end of a drain", f"{max(samples.memory) / (1 << 20):.0f} MiB", "-"],
-        ["save, T_safe, nothing else going on", _figure(samples.safe), "1"],
-        ["save, T_safe, beside a drain", _figure(samples.safe_beside), _ratio(samples.safe_beside, samples.safe)],
-        ["T_mem - T_safe, nothing else going on", _figure(samples.gap), "1"],
-        ["T_mem - T_safe, beside a drain", _figure(samples.gap_beside), _ratio(samples.gap_beside, samples.gap)],
-        ["`load_into`, every byte verified", _figure(samples.restore), _ratio(samples.restore, samples.cat)],
-        ["`dd` of the shard to nowhere", _figure(samples.cat), "1"],
+        row("drain, `memory` to `durable`: written, fsynced, read back", "drain", "dd"),
+        row("`save(durable=True)` until durable", "save", "dd"),
+        row("torch `dcp.save`, fsynced, two threads", "dcp save", "dd"),
+        row("`dd conv=fsync` of the same bytes", "dd", "dd"),
+        row("`dd conv=fsync oflag=direct` of them", "dd direct", "dd"),
+        [
+            "worker's processor time per drain",
+            f"{_figure(samples['cpu'])}, {cpu / (size / (1 << 30)):.2f} s/GiB",
+            "-",
+        ],
+        ["worker's memory, most beyond what it had", f"{max(samples['memory']) / (1 << 20):.0f} MiB", "-"],
+        row("save, T_safe, nothing else going on", "alone safe", "alone safe"),
+        row("save, T_safe, beside a drain", "beside safe", "alone safe"),
+        row("T_mem - T_safe, nothing else going on", "alone gap", "alone gap"),
+        row("T_mem - T_safe, beside a drain", "beside gap", "alone gap"),
+        row("`load_into`, every byte verified", "restore", "read"),
+        row("torch `dcp.load`, unverified", "dcp load", "read"),
+        row("`dd` of the shard to nowhere", "read", "read"),
     ]
-    return Sheet(f"{size / 1e9:.2f} GB in 10 tensors, one rank; seconds, median (least-most)", ["", "s", "ratio"], rows)
+    return Sheet(f"{_size(size)} in 10 tensors, one rank, a directory", ["", "s", "ratio"], rows)
+
+
+_S3_COLUMNS = ["", "first, s", "later, s", "ratio", "CPU s/GiB", "memory"]
+
+
+def _s3_row(title: str, samples: Any, yardstick: Any, size: int) -> list[str]:
+    if not isinstance(samples, list):
+        return [title, samples or "not measured", "-", "-", "-", "-"]
+    later = samples[1:]
+    seconds = [sample["seconds"] for sample in later]
+    beside = [sample["seconds"] for sample in yardstick[1:]] if isinstance(yardstick, list) else []
+    cpu = statistics.median(sample["cpu"] for sample in later) / (size / (1 << 30)) if later else 0.0
+    return [
+        title,
+        f"{samples[0]['seconds']:.3f}",
+        _figure(seconds),
+        "1" if samples is yardstick else _ratio(seconds, beside),
+        f"{cpu:.2f}",
+        f"{max(sample['memory'] for sample in samples) / (1 << 20):.0f} MiB",
+    ]
+
+
+def clients(title: str, results: durable_s3.Results, size: int) -> Sheet:
+    rows = []
+    for kind, turns in durable_s3.CLIENT.items():
+        rows.append([_KINDS[kind].format(size=_size(size)), *[""] * 5])
+        yardstick = results.get(" ".join(turns[0]))
+        for name, what in turns:
+            shown = "obstore" if name == "obstore" else _CLIENTS[what.rstrip("18")]
+            rows.append(_s3_row(shown, results.get(f"{name} {what}"), yardstick, size))
+    return Sheet(title, _S3_COLUMNS, rows)
+
+
+def whole(results: durable_s3.Results, size: int) -> Sheet:
+    rows = []
+    for kind, shown in (("save", "**from tensors to the store**"), ("load", "**from the store into tensors**")):
+        rows.append([shown, *[""] * 5])
+        turns = durable_s3.WHOLE[kind]
+        yardstick = results.get(" ".join(turns[0]))
+        for name, what in turns:
+            rows.append(_s3_row(_WHOLE[f"{name} {what}"], results.get(f"{name} {what}"), yardstick, size))
+    return Sheet(f"Whole steps of {_size(size)}, a server that keeps them", _S3_COLUMNS, rows)
+
+
+def sheets(results: dict[str, Any]) -> dict[str, list[Sheet]]:
+    """By the page of docs/operating that they belong to."""
+    found: dict[str, list[Sheet]] = {"durable.md": [], "s3.md": []}
+    size = results["bytes"]
+    if "directory" in results:
+        found["durable.md"].append(directory(results["directory"], size))
+    if "client" in results:
+        found["s3.md"].append(clients("Clients, a server that keeps nothing, plain HTTP", results["client"], size))
+        part = round(size * _TLS_PART)
+        found["s3.md"].append(clients("Clients, a server that keeps nothing, TLS", results["tls"], part))
+    if "whole" in results:
+        found["s3.md"].append(whole(results["whole"], size))
+    return found
+
+
+def write(results: dict[str, Any], docs: Path) -> None:
+    """Between the markers of the pages. A page keeps its tables where there are no new ones."""
+    for name, tables in sheets(results).items():
+        if tables:
+            parts = [f"Measured by `make bench-durable` on {machine_line(results)}."]
+            for sheet in tables:
+                parts += [f"**{sheet.title}**", sheet.markdown()]
+            replace_between_markers(docs / name, "\n\n".join(parts))
+
+
+def measure(scale: float, rounds: int, parts: list[str], out: Path) -> dict[str, Any]:
+    results = {**machine.describe(), "settings": {"scale": scale, "rounds": rounds}, "load": [os.getloadavg()[0]]}
+    results["bytes"] = expected_bytes("large", scale)
+    began = time.monotonic()
+    if "directory" in parts:
+        results["directory"] = durable_directory.measure(scale, rounds, out)
+    if "client" in parts:
+        results["client"] = durable_s3.client(scale, rounds, out, tls=False)
+        results["tls"] = durable_s3.client(scale * _TLS_PART, rounds, out, tls=True)
+    if "whole" in parts:
+        results["whole"] = durable_s3.whole(scale, rounds, out)
+    results["seconds"] = time.monotonic() - began
+    results["load"].append(os.getloadavg()[0])  # More than two: somebody else was at work, too.
+    return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="part of 10 x 100 MB")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", default="directory,client,whole")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
-    parser.add_argument("--json", type=Path, help="write the samples there, too")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/operating/durable.md")
+    parser.add_argument("--report", type=Path, help="measure nothing, take these results")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/operating")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    samples, size = measure(arguments.scale, arguments.rounds, arguments.out)
-    table = sheet(samples, size)
-    Console().print(table.rich())
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"bytes": size, "kernel": _core.kernel_name(), **vars(samples)}, indent=1))
+    # So that what was started is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if arguments.report:
+        results = json.loads(arguments.report.read_text())
+    else:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        results = measure(arguments.scale, arguments.rounds, arguments.parts.split(","), arguments.out)
+        (arguments.out / "durable.json").write_text(json.dumps(results, indent=1))
+    console = Console(width=max(150, Console().width))
+    for tables in sheets(results).values():
+        for table in tables:
+            console.print(table.rich(), "")
+    console.print(machine_line(results), f"load {results['load']}", highlight=False)
     if arguments.write:
-        replace_between_markers(_PAGE, table.markdown())
+        write(results, _DOCS)
 
 
 if __name__ == "__main__":

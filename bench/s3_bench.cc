@@ -1,8 +1,15 @@
-// The s3:// store against a sink on loopback: GB/s and CPU seconds of the client per GiB, as JSON lines. Checksums of blocks exist already, as after a
-// seal; those of parts are made from them. `get` only reads; `get+crc` also computes the checksums of the blocks, as a restore does.
-//   s3_bench [--mib N] [--rounds N]
+// The s3:// store without a daemon, for bench/durable.py: does what the lines of stdin ask for and answers each, in a line of stdout, with its seconds
+// and its processor seconds.
+//
+//   s3_bench URL [MIB [KIB]]       the URL with a prefix; KIB: of a fragment, S3Options::fragment_bytes
+//
+//   raw1, raw8   upload of MIB, as one object or as eight at once, by aws-c-s3 alone: from a mapping, without checksums, 16 MiB parts. The yardstick
+//   put1, put8   the same by the store, as a drain does it: read from the pool's file, compared with the sealed checksums, which it sends along
+//   get1, get8   download into touched memory, one object by one reader or by eight
+//   check1, check8   the same, every block compared, as a restore does it
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,18 +17,24 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iostream>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "durable/s3_calls.h"
+#include "durable/s3_client.h"
 #include "durable/s3_store.h"
+#include "durable/s3_xml.h"
 #include "format/constants.h"
-#include "s3_sink.h"
 
 namespace sp {
 namespace {
+
+constexpr size_t kObjects = 8;
 
 double CpuSeconds() {
   rusage usage{};
@@ -29,29 +42,10 @@ double CpuSeconds() {
   return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
-long AnonKiB() {
-  FILE* status = std::fopen("/proc/self/status", "r");
-  SP_CHECK(status != nullptr);
-  char line[256];
-  long kib = 0;
-  while (std::fgets(line, sizeof line, status)) (void)std::sscanf(line, "RssAnon: %ld kB", &kib);
-  std::fclose(status);
-  return kib;
-}
-
-void Measure(const char* what, uint64_t bytes, int rounds, const std::function<void()>& work) {
-  work();  // Connections, pages.
-  for (int round = 0; round < rounds; ++round) {
-    const double cpu = CpuSeconds();
-    const long anon = AnonKiB();
-    const auto begin = std::chrono::steady_clock::now();
-    work();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    std::printf("{\"what\": \"%s\", \"gb_per_s\": %.2f, \"cpu_s_per_gib\": %.3f, \"anon_growth_mib\": %.1f}\n", what,
-                static_cast<double>(bytes) / 1e9 / seconds, (CpuSeconds() - cpu) / (static_cast<double>(bytes) / (1 << 30)),
-                static_cast<double>(AnonKiB() - anon) / 1024);
-    std::fflush(stdout);
-  }
+void Must(const Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  std::exit(1);
 }
 
 std::vector<uint32_t> BlockCrcs(ByteSpan content) {
@@ -62,62 +56,127 @@ std::vector<uint32_t> BlockCrcs(ByteSpan content) {
   return crcs;
 }
 
-void Run(uint64_t bytes, int rounds) {
-  constexpr size_t kObjects = 8;
-  const S3Sink sink = StartS3Sink(bytes);
-  const int fd = ::memfd_create("data", MFD_CLOEXEC);  // As the pool's extents: not the client's private memory.
-  SP_CHECK(fd >= 0 && ::ftruncate(fd, static_cast<off_t>(bytes)) == 0);
-  auto* data = static_cast<uint8_t*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0));
-  SP_CHECK(data != MAP_FAILED);
-  std::memset(data, 0, bytes);
-  const MutableByteSpan all(data, bytes);
-  const std::vector<uint32_t> crcs = BlockCrcs(all);
-  S3Options options;
-  options.bucket = "sink";
-  options.region = "us-east-1";
-  options.endpoint = "http://127.0.0.1:" + std::to_string(sink.port);
-  options.path_style = true;
-  options.credentials = S3Credentials{"key", "secret", ""};
-  const SteadyClock clock;
-  auto store = S3Store::Open(options, clock).value();
-  const auto must = [](const Status& status) {
-    if (status.ok()) return;
-    std::fprintf(stderr, "%s\n", status.ToString().c_str());
-    std::abort();
-  };
-  const uint64_t piece = bytes / kObjects;
-  const auto in_eight = [&](const std::function<void(size_t)>& work) {
+class Bench {
+ public:
+  Bench(const S3Options& options, uint64_t bytes) : options_(options), piece_(bytes / kObjects) {
+    fd_ = ::memfd_create("data", MFD_CLOEXEC);  // As the pool's extents: not the client's private memory.
+    SP_CHECK(fd_ >= 0 && ::ftruncate(fd_, static_cast<off_t>(bytes)) == 0);
+    void* const mapped = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd_, 0);
+    SP_CHECK(mapped != MAP_FAILED);
+    all_ = MutableByteSpan(static_cast<uint8_t*>(mapped), bytes);
+    std::memset(all_.data(), 0, bytes);  // What a sink that discards sends back.
+    crcs_ = BlockCrcs(all_);
+    store_ = S3Store::Open(options, clock_).value();
+    client_ = S3Client::Open(options, clock_).value();
+  }
+
+  // False: there is no such thing to do.
+  bool Do(const std::string& what) {
+    if (what.empty()) return true;  // Are you ready?
+    if (what == "raw1") RawPut("raw", all_);
+    else if (what == "raw8") InEight([&](size_t i) { RawPut("raw" + std::to_string(i), Piece(i)); });
+    else if (what == "put1") Put("one", 0, all_.size());
+    else if (what == "put8") InEight([&](size_t i) { Put(std::to_string(i), i * piece_, piece_); });
+    else if (what == "get1") Get(0, all_);
+    else if (what == "get8") InEight([&](size_t i) { Get(i * piece_, Piece(i)); });
+    else if (what == "check1") Check(0, all_);
+    else if (what == "check8") InEight([&](size_t i) { Check(i * piece_, Piece(i)); });
+    else return false;
+    return true;
+  }
+
+  // Nothing is overwritten: the next Put of these needs them gone. Not timed.
+  void Forget(const std::string& what) {
+    if (what == "put1") Must(store_->Delete("one", {}));
+    for (size_t i = 0; what == "put8" && i < kObjects; ++i) Must(store_->Delete(std::to_string(i), {}));
+  }
+
+  // What is read.
+  void Prepare() { RawPut("read", all_); }
+
+ private:
+  MutableByteSpan Piece(size_t i) const { return all_.subspan(i * piece_, piece_); }
+
+  static void InEight(const std::function<void(size_t)>& work) {
     std::vector<std::thread> threads;
     for (size_t i = 0; i < kObjects; ++i) threads.emplace_back(work, i);
     for (std::thread& thread : threads) thread.join();
-  };
-  const auto source = [&](uint64_t begin, uint64_t size) {
-    const auto first = crcs.begin() + static_cast<ptrdiff_t>(begin / kBlockBytes);
-    return PutSource::OfMemory(all.subspan(begin, size), {first, first + static_cast<ptrdiff_t>(size / kBlockBytes)});
-  };
-  Measure("put1", bytes, rounds, [&] { must(store->Put("one", source(0, bytes), {})); });
-  Measure("put8", bytes, rounds, [&] { in_eight([&](size_t i) { must(store->Put(std::to_string(i), source(i * piece, piece), {})); }); });
-  Measure("get1", bytes, rounds, [&] { must(store->ReadRange("one", 0, all, {})); });
-  Measure("get8", bytes, rounds, [&] { in_eight([&](size_t i) { must(store->ReadRange("one", i * piece, all.subspan(i * piece, piece), {})); }); });
-  Measure("get8+crc", bytes, rounds, [&] {
-    in_eight([&](size_t i) {
-      must(store->ReadRange("one", i * piece, all.subspan(i * piece, piece), {}));
-      SP_CHECK(!BlockCrcs(all.subspan(i * piece, piece)).empty());
-    });
-  });
-  store.reset();
-  StopS3Sink(sink);
-}
+  }
+
+  void RawPut(const std::string& name, ByteSpan bytes) {
+    const std::string key = options_.base + "/" + name;
+    const auto call = [&](const S3Request& request) {
+      auto reply = S3Call(*client_, request, key, {});
+      if (!reply) Must(reply.error());
+      return std::move(*reply);
+    };
+    const S3Reply begun = call({.operation = "CreateMultipartUpload", .method = "POST", .key = key, .query = {{"uploads", ""}}});
+    const std::string id = XmlUploadId(begun.body).value();
+    const uint64_t part = options_.part_bytes;
+    std::vector<XmlPart> parts((bytes.size() + part - 1) / part);
+    const auto make = [&](size_t i) -> Result<S3Request> {
+      return S3Request{.operation = "UploadPart", .method = "PUT", .key = key, .query = {{"partNumber", std::to_string(i + 1)}, {"uploadId", id}},
+                       .body = bytes.subspan(i * part, std::min(part, bytes.size() - i * part))};
+    };
+    const auto done = [&](size_t i, S3Reply&& reply) -> Status {
+      parts[i].number = static_cast<uint32_t>(i + 1);
+      parts[i].etag = reply.header("etag");
+      return reply.failed() ? Status(StatusCode::kUnavailable, key) : Status();
+    };
+    Must(client_->SendAll(parts.size(), make, done, key, {}));
+    const std::string document = XmlCompleteRequest(parts);
+    call({.operation = "CompleteMultipartUpload", .method = "POST", .key = key, .query = {{"uploadId", id}}, .body = AsBytes(document)});
+  }
+
+  void Put(const std::string& key, uint64_t begin, uint64_t size) {
+    PutSource source;
+    source.size_bytes = size;
+    const auto first = crcs_.begin() + static_cast<ptrdiff_t>(begin / kBlockBytes);
+    source.block_crcs.assign(first, first + static_cast<ptrdiff_t>((size + kBlockBytes - 1) / kBlockBytes));
+    source.read = [this, begin](uint64_t offset, MutableByteSpan out) -> Status {
+      SP_CHECK(::pread(fd_, out.data(), out.size(), static_cast<off_t>(begin + offset)) == static_cast<ssize_t>(out.size()));
+      return {};
+    };
+    Must(store_->Put(key, source, {}));
+  }
+
+  void Get(uint64_t offset, MutableByteSpan into) { Must(store_->ReadRange("read", offset, into, {})); }
+
+  void Check(uint64_t offset, MutableByteSpan into) {
+    Get(offset, into);
+    const std::vector<uint32_t> crcs = BlockCrcs(into);
+    SP_CHECK(std::equal(crcs.begin(), crcs.end(), crcs_.begin() + static_cast<ptrdiff_t>(offset / kBlockBytes)));
+  }
+
+  const S3Options options_;
+  const uint64_t piece_;
+  const SteadyClock clock_;
+  int fd_ = -1;
+  MutableByteSpan all_;
+  std::vector<uint32_t> crcs_;
+  std::unique_ptr<ObjectStore> store_;
+  std::unique_ptr<S3Client> client_;
+};
 
 }  // namespace
 }  // namespace sp
 
 int main(int argc, char** argv) {
-  uint64_t mib = 1024;
-  int rounds = 3;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::string(argv[i]) == "--mib") mib = std::strtoull(argv[i + 1], nullptr, 10) / 8 * 8;
-    if (std::string(argv[i]) == "--rounds") rounds = std::atoi(argv[i + 1]);
+  auto options = sp::ParseS3Url(argc > 1 ? argv[1] : "");
+  const uint64_t mib = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1024;
+  if (!options) sp::Must(options.error());
+  options->credentials = sp::S3Credentials{"key", "secret", ""};
+  if (argc > 3) options->fragment_bytes = std::strtoull(argv[3], nullptr, 10) << 10;
+  // A block is the least that a piece can have.
+  sp::Bench bench(*options, sp::AlignUp(std::max<uint64_t>(mib, 1) << 20, sp::kObjects * sp::kBlockBytes));
+  bench.Prepare();
+  for (std::string what; std::getline(std::cin, what);) {
+    const double cpu = sp::CpuSeconds();
+    const auto begin = std::chrono::steady_clock::now();
+    if (!bench.Do(what)) return std::fprintf(stderr, "s3_bench: what is '%s'?\n", what.c_str()), 2;
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    std::printf("%.6f %.6f\n", seconds, sp::CpuSeconds() - cpu);
+    std::fflush(stdout);
+    bench.Forget(what);
   }
-  sp::Run(std::max<uint64_t>(mib, 8) << 20, rounds);
 }

@@ -12,8 +12,11 @@ from bench.system import System, site_folder
 def missing(system: type[System]) -> str | None:
     """Why a system with packages of its own cannot run."""
     assert system.site is not None
-    folder = site_folder(system.site)
-    return None if folder.is_dir() else f"not installed: make bench-peers PEERS={system.site}"
+    return not_installed(system.site)
+
+
+def not_installed(site: str) -> str | None:
+    return None if site_folder(site).is_dir() else f"not installed: make bench-peers PEERS={site}"
 
 
 def copy_into(target: Any, source: Any) -> None:

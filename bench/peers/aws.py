@@ -22,10 +22,12 @@ from bench.system import ROOT, Place, Service, System
 _HOST = "ai-toolkit-gossip-headless.aws-hyperpod.svc.cluster.local"
 
 
-class _Server(Service):
-    def __init__(self, place: Place) -> None:
-        port = _port_file(place)
-        with (Path(place.folder) / "server.log").open("wb") as log:
+class Server(Service):
+    """The stand-in; its port is also in the file `port` of `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        port = folder / "port"
+        with (folder / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.peers.memory_server", str(port)],
                 cwd=ROOT,
@@ -37,16 +39,23 @@ class _Server(Service):
         self.pid = self._process.pid
         while not port.exists():
             if self._process.poll() is not None:
-                raise RuntimeError((Path(place.folder) / "server.log").read_text())
+                raise RuntimeError((folder / "server.log").read_text())
             time.sleep(0.02)
+        self.port = int(port.read_text())
 
     def stop(self) -> None:
         os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
 
-def _port_file(place: Place) -> Path:
-    return Path(place.folder) / "port"
+def lead_to(port: int) -> None:
+    """From here on, in this process, the service's name and port are those of the stand-in."""
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, asked: Any, *args: Any, **kwargs: Any) -> Any:
+        return real("127.0.0.1", port, *args, **kwargs) if host == _HOST else real(host, asked, *args, **kwargs)
+
+    socket.getaddrinfo = resolve
 
 
 class Aws(System):
@@ -64,17 +73,11 @@ class Aws(System):
 
     @classmethod
     def services(cls, place: Place) -> list[Service]:
-        return [_Server(place)]
+        return [Server(Path(place.folder))]
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        port = int(_port_file(place).read_text())
-        real = socket.getaddrinfo
-
-        def resolve(host: Any, asked: Any, *args: Any, **kwargs: Any) -> Any:
-            return real("127.0.0.1", port, *args, **kwargs) if host == _HOST else real(host, asked, *args, **kwargs)
-
-        socket.getaddrinfo = resolve
+        lead_to(int((Path(place.folder) / "port").read_text()))
 
     def _config(self) -> Any:
         from amzn_sagemaker_checkpointing.config.sagemaker_checkpoint_config import SageMakerCheckpointConfig

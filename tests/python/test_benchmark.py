@@ -10,7 +10,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from bench import figures, report, summary
+from bench import contender, durable, durable_s3, figures, peers, report, summary
+from bench.contender import Contender
+from bench.launch import Failed
 from bench.planning_rank import Operations
 from bench.scenarios import build, change, clear, digest, expected_bytes, size_of, tensors_of
 
@@ -139,3 +141,77 @@ def test_the_counter_counts_and_puts_everything_back(tmp_path: Path) -> None:
         assert vars(torch.distributed.ProcessGroup)["barrier"] is real
     finally:
         torch.distributed.destroy_process_group()
+
+
+ANSWERS = """
+import sys
+for line in sys.stdin:
+    if line.strip() == "grow":
+        kept = bytearray(64 << 20)
+    if line.strip() == "end":
+        raise SystemExit("the last word")
+    print(0.25, 0.5, flush=True)
+"""
+
+
+def test_a_contender_answers_and_its_growth_is_seen(tmp_path: Path) -> None:
+    one = Contender([sys.executable, "-u", "-c", ANSWERS], tmp_path / "log")
+    try:
+        sample = one.ask("grow")
+        assert (sample.seconds, sample.cpu) == (0.25, 0.5)
+        assert one.ask("rest").memory < 32 << 20
+        with pytest.raises(Failed, match="the last word"):
+            one.ask("end")
+    finally:
+        one.stop()
+
+
+def test_torch_to_a_directory_is_measured_and_compared(tmp_path: Path) -> None:
+    one = contender.python("bench.peers.stores", ["dcp", str(tmp_path / "dcp"), "0.01"], None, tmp_path / "log")
+    try:
+        for what in ("save", "load", "save", "load"):
+            assert one.ask(what).seconds > 0
+        assert len(list((tmp_path / "dcp").glob("step-*/.metadata"))) == 2
+        for data in (tmp_path / "dcp" / "step-2").glob("*.distcp"):
+            data.write_bytes(data.read_bytes().replace(data.read_bytes()[-4096:-4000], bytes(96)))
+        with pytest.raises(Failed):
+            one.ask("load")
+    finally:
+        one.stop()
+
+
+def samples(*seconds: float) -> list[dict[str, Any]]:
+    return [{"seconds": s, "cpu": s / 2, "memory": 3 << 20} for s in seconds]
+
+
+def test_the_first_sample_of_a_store_is_apart_and_the_missing_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "site_folder", lambda site: Path("/nonexistent") / site)
+    why = peers.not_installed("obstore")
+    assert why is not None and "make bench-peers PEERS=obstore" in why
+    results: dict[str, Any] = {"ours raw1": samples(9.0, 1.0, 2.0, 3.0), "ours put1": samples(9.0, 3.0, 3.0, 3.0)}
+    for kind in durable_s3.CLIENT.values():
+        results[" ".join(kind[-1])] = why
+    sheet = durable.clients("", results, 1 << 30)
+    rows = {row[0]: row for row in reversed(sheet.rows)}  # Titles repeat: the first of each counts.
+    assert rows["aws-c-s3 alone: from mapped memory, no checksums"][1:4] == ["9.000", "2.000 (1.000-3.000)", "1"]
+    ours = next(row for title, row in rows.items() if title.startswith("`s3://`") and "sent" in title)
+    assert ours[3:] == ["1.50x", "1.50", "3 MiB"]
+    assert rows["obstore"][1] == why
+    assert {len(row) for row in sheet.rows} == {len(sheet.columns)}
+
+
+def test_tables_of_the_durable_tier_go_between_the_markers(tmp_path: Path) -> None:
+    """Also those of a run in which a contender gave up; pages of parts that did not run stay as they are."""
+    page = "before\n<!-- make bench README=1 writes from here -->\nold\n<!-- to here -->\nafter\n"
+    for name in ("durable.md", "s3.md"):
+        (tmp_path / name).write_text(page)
+    told = {"cpu": "C", "cores": 2, "kernel": "6"}
+    results: dict[str, Any] = {"machine": told, "settings": {"scale": 1}, "bytes": 10**9, "seconds": 60.0, "load": [1]}
+    results |= {"torch": "2", "kernel": "avx2", "commit": "abc", "started": "2026-01-01T00:00:00Z"}
+    results["whole"] = {" ".join(turn): samples(2.0, 1.0) for turns in durable_s3.WHOLE.values() for turn in turns}
+    results["whole"]["aws save"] = "failed: no"
+    durable.write(results, tmp_path)
+    assert (tmp_path / "durable.md").read_text() == page
+    text = (tmp_path / "s3.md").read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    assert "| failed: no | - |" in text and "1.00x" in text and "commit abc" in text
