@@ -138,6 +138,10 @@ class S3Client::Batch {
 
   void StartWhatMay() {
     if (!status_.ok()) return;
+    const Nanos now = impl_.clock.Now();
+    for (Call& call : calls_) {
+      if (StateOf(call) == State::kPause && call.again_at <= now) Start(call);
+    }
     while (next_ < count_ && calls_.size() < impl_.options.connections_max) {
       auto request = make_(next_);
       if (!request) {
@@ -148,10 +152,7 @@ class S3Client::Batch {
       call.batch = this;
       call.index = next_++;
       call.request = std::move(*request);
-    }
-    const Nanos now = impl_.clock.Now();
-    for (Call& call : calls_) {
-      if (StateOf(call) == State::kPause && call.again_at <= now) Start(call);
+      Start(call);  // It is on its way while the next one is made, for which a part may have to be read.
     }
   }
 

@@ -2,6 +2,8 @@
 #include <aws/s3/s3.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/crc32c.h"
 #include "durable/s3_checksums.h"
 #include "durable/s3_errors.h"
@@ -107,10 +109,12 @@ TEST(S3PartPlan, CoversTheObjectWithAtMostTenThousandParts) {
 TEST(S3PartPlan, PartsAreComparedWithTheirChecksums) {
   std::vector<uint8_t> bytes(3 * kBlockBytes + 5, 1);
   const PutSource source = PutSource::OfMemory(bytes);
-  EXPECT_EQ(ReadPart(source, kBlockBytes, bytes.size()).value().size(), 2 * kBlockBytes + 5);
+  std::vector<uint8_t> part(2 * kBlockBytes + 5);
+  EXPECT_TRUE(ReadPart(source, kBlockBytes, part).ok());
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), bytes.begin() + kBlockBytes));
   bytes.back() ^= 1;
-  EXPECT_TRUE(ReadPart(source, 0, 2 * kBlockBytes).has_value());
-  SP_EXPECT_CODE(kCorrupt, ReadPart(source, 2 * kBlockBytes, bytes.size()));
+  EXPECT_TRUE(ReadPart(source, 0, MutableByteSpan(part).first(2 * kBlockBytes)).ok());
+  SP_EXPECT_CODE(kCorrupt, ReadPart(source, 2 * kBlockBytes, MutableByteSpan(part).first(kBlockBytes + 5)));
 }
 
 TEST(S3Xml, ReadsDocumentsWithEntitiesAndUnknownElements) {

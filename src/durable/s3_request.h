@@ -17,7 +17,6 @@ struct S3Request {
   std::string key;            // With the base; empty: the bucket.
   std::vector<std::pair<std::string, std::string>> query, headers;  // Neither encoded nor signed yet.
   ByteSpan body;              // Memory of the caller, read again at each attempt.
-  std::vector<uint8_t> own;   // What `body` may point into.
   MutableByteSpan into;       // If not empty: GetObject of [offset, offset + into.size()), written there and not to S3Reply::body.
   uint64_t offset = 0;
 };

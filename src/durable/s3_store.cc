@@ -87,9 +87,9 @@ Status S3StoreImpl::Put(const std::string& key, const PutSource& source, const C
   const std::string what = What("put", key);
   const uint64_t size = source.size_bytes;
   if (size <= options().part_bytes) {
-    const auto content = ReadPart(source, 0, size);
-    if (!content) return WithContext(what, content.error());
-    SP_ASSIGN_OR_RETURN(const Outcome outcome, PutNew(key, *content, CrcOfRange(source.block_crcs, size, 0, size), what, limits));
+    std::vector<uint8_t> content(size);
+    if (const Status read = ReadPart(source, 0, content); !read.ok()) return WithContext(what, read);
+    SP_ASSIGN_OR_RETURN(const Outcome outcome, PutNew(key, content, CrcOfRange(source.block_crcs, size, 0, size), what, limits));
     if (outcome != Outcome::kMade) return CompareLength(key, size, what, limits);
     if (limits.progress) limits.progress(size);
     return {};

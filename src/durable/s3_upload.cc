@@ -21,14 +21,13 @@ S3PartPlan::S3PartPlan(uint64_t size_bytes, uint64_t wanted) : size(size_bytes),
 
 uint64_t S3PartPlan::end(size_t part) const { return std::min(size, (part + 1) * part_bytes); }
 
-Result<std::vector<uint8_t>> ReadPart(const PutSource& source, uint64_t begin, uint64_t end) {
-  std::vector<uint8_t> bytes(end - begin);
-  for (uint64_t at = begin; at < end; at += kBlockBytes) {
-    const MutableByteSpan block = MutableByteSpan(bytes).subspan(at - begin, std::min(kBlockBytes, end - at));
-    if (source.block_crcs.empty()) SP_RETURN_IF_ERROR(source.read(at, block));
-    else SP_RETURN_IF_ERROR(ReadBlock(source, at / kBlockBytes, block));
+Status ReadPart(const PutSource& source, uint64_t begin, MutableByteSpan out) {
+  for (uint64_t at = 0; at < out.size(); at += kBlockBytes) {
+    const MutableByteSpan block = out.subspan(at, std::min(kBlockBytes, out.size() - at));
+    if (source.block_crcs.empty()) SP_RETURN_IF_ERROR(source.read(begin + at, block));
+    else SP_RETURN_IF_ERROR(ReadBlock(source, (begin + at) / kBlockBytes, block));
   }
-  return bytes;
+  return {};
 }
 
 Status S3Upload::Run(const PutSource& source, const CallLimits& limits, bool* exists) {
@@ -55,14 +54,17 @@ Status S3Upload::Begin(const CallLimits& limits) {
 Status S3Upload::SendParts(const PutSource& source, const CallLimits& limits) {
   const S3PartPlan plan(source.size_bytes, client_.options().part_bytes);
   parts_.resize(plan.count());
+  buffers_.resize(plan.count());
   const auto make = [&](size_t index) -> Result<S3Request> {
     S3Request request{.operation = "UploadPart", .method = "PUT", .key = key_};
     parts_[index].number = static_cast<uint32_t>(index + 1);
     request.query = {{"partNumber", std::to_string(index + 1)}, {"uploadId", id_}};
-    auto part = ReadPart(source, plan.begin(index), plan.end(index));
-    if (!part) return std::unexpected(WithContext(what_, part.error()));
-    request.own = std::move(*part);
-    request.body = request.own;
+    if (free_buffers_.empty()) free_buffers_.push_back(std::make_unique_for_overwrite<uint8_t[]>(plan.part_bytes));
+    buffers_[index] = std::move(free_buffers_.back());
+    free_buffers_.pop_back();
+    const MutableByteSpan part(buffers_[index].get(), plan.end(index) - plan.begin(index));
+    if (const Status read = ReadPart(source, plan.begin(index), part); !read.ok()) return std::unexpected(WithContext(what_, read));
+    request.body = part;
     if (with_checksums()) {
       parts_[index].crc32c = CrcOfRange(source.block_crcs, plan.size, plan.begin(index), plan.end(index));
       request.headers = {{"x-amz-checksum-crc32c", CrcToBase64(*parts_[index].crc32c)}};
@@ -70,6 +72,7 @@ Status S3Upload::SendParts(const PutSource& source, const CallLimits& limits) {
     return request;
   };
   const auto done = [&](size_t index, S3Reply&& reply) -> Status {
+    free_buffers_.push_back(std::move(buffers_[index]));
     const std::string what = what_ + ", part " + std::to_string(index + 1);
     if (S3ErrorCode(reply) == "NoSuchUpload") {  // F62: the next Put begins a new one.
       return {StatusCode::kUnavailable, what + ": somebody aborted the upload, perhaps a lifecycle rule of the bucket"};
