@@ -118,7 +118,7 @@ std::optional<Nanos> NodeCore::Impl::NextDeadline() const {
   for (const auto& [id, build] : builds_) consider(build.deadline);
   for (const Waiter& w : waiters_) consider(w.deadline);
   for (const auto& [id, drain] : drains_) {
-    if (drain.retry_at > now_) consider(drain.retry_at);  // One that waits for its turn is begun when another one ends.
+    if (drain.retry_at != 0) consider(drain.retry_at);  // Once looked at, it waits for its turn, which comes when another one ends.
   }
   for (const auto& [ns, retention] : retentions_) {
     if (retention.wanted && !retention.under_way && !stopping_) consider(retention.retry_at);

@@ -104,7 +104,9 @@ void NodeCore::Impl::PumpDrains() {
   for (const auto& [key, id] : order) {
     Drain& drain = drains_.at(id);
     const Attempt* attempt = catalog_.FindAttempt(drain.ns, id);
-    if (drain.retry_at > now_ || drain.manifest_under_way) continue;
+    if (drain.retry_at > now_) continue;
+    drain.retry_at = 0;
+    if (drain.manifest_under_way) continue;
     for (const auto& [rank, record] : attempt->records) {
       if (under_way >= config_.drains_max) break;
       if (attempt->stored.contains(rank) || drain.under_way.contains(rank)) continue;

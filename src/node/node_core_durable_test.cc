@@ -190,6 +190,21 @@ TEST_F(Durable, ARestartKnowsWhatTheStoreHas) {  // I-25
   }
 }
 
+// The extents of an evicted step went to another user, which makes new ones of them: the next worker cannot adopt its slots, and knows it all the same.
+TEST_F(Durable, I25_AnEvictedStepWhoseMemoryIsGoneIsKnownAfterARestart) {
+  H small(3, 2, kStore);
+  H::Writer writer = small.Open(small.Connect(1), 1);
+  SaveDurable(small, writer, 1);
+  for (uint64_t step = 2; step <= 3; ++step) small.Save(writer, step);
+  small.Die(writer.client);
+  small.Save(small.Open(small.Connect(2, 1001), 2), 1);
+  for (const bool compact : {false, true}) {
+    if (compact) small.Compact();
+    small.Restart();
+    EXPECT_EQ(small.Steps(small.Connect(3)), (std::vector<uint64_t>{3, 2, 1})) << compact;
+  }
+}
+
 TEST_F(Durable, ANodeThatLostItsMemoryResumesFromTheStore) {
   for (const uint64_t step : {10, 20}) SaveDurable(step);
   h.Save(w, 25);
@@ -495,6 +510,17 @@ TEST_F(Durable, NoDeadlineStaysDueWhileAFailedStepWaitsForItsTurn) {
   for (const uint64_t step : {2, 3}) SaveDurable(step);
   h.Advance(5 * kNanosPerSecond);  // Fails if ticks do not end.
   EXPECT_EQ(Waiting(), 3u);
+}
+
+// Something else happens after the pause and before the tick: that must not be taken for the tick.
+TEST_F(Durable, I30_AFailedStepIsTriedAgainWhateverHappensMeanwhile) {
+  h.store_status = kDown;
+  const Id128 attempt = SaveDurable(1);
+  h.store_status = {};
+  h.now += 5 * kNanosPerSecond;
+  h.Connect(2);
+  h.Advance(60 * kNanosPerSecond);
+  EXPECT_EQ(H::Body<WaitReply>(h.Wait(w.client, attempt, 0, Level::kDurable)).level, Level::kDurable);
 }
 
 TEST_F(Durable, ProgressIsShown) {

@@ -119,7 +119,7 @@ class NodeCore::Impl {
     bool manifest_under_way = false;
     uint32_t failures = 0;  // In a row.
     uint32_t mismatches = 0;  // In a row.
-    Nanos retry_at = 0;
+    Nanos retry_at = 0;  // 0: now, or when its turn comes.
     Nanos began = 0;
     Nanos progressed_at = 0;  // Something arrived, or was sent on its way.
     Status last;
@@ -291,6 +291,9 @@ class NodeCore::Impl {
   // Extents dropped in this step. A snapshot says whose they were, for the kill that comes before the keeper hears of it.
   std::vector<ledger::Slot> dropped_;
   std::vector<uint64_t> not_adopted_;          // Slots of the ledger whose extents the keeper does not have: only while replaying.
+  // Shards in the store whose slot was not adopted, because the extents went after memory had let go of the step. It is durable then; a StoredManifest
+  // that follows says so. By attempt; only while replaying.
+  std::map<Id128, std::vector<ledger::StoredShard>> without_slot_;
   bool trim_ = false;                          // An attempt ended in this step.
   std::vector<Action> actions_;
   std::map<Id128, Drain> drains_;

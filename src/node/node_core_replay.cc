@@ -114,11 +114,14 @@ void NodeCore::Impl::Apply(const LedgerEntry& any) {
   } else if (const auto* e = std::get_if<ledger::StoredShard>(&any)) {
     auto record = SealRecord::Decode(e->record.span());
     const Attempt* attempt = record ? catalog_.FindAttempt({record->key.uid, record->key.ns}, record->attempt) : nullptr;
-    // Of an attempt that is not durable memory has the shard, too, unless entries in between were damaged.
     if (attempt && (attempt->durable || sealed_.contains({record->attempt, record->rank}))) catalog_.AddStoredShard(*record, e->read_back);
+    else if (record) without_slot_[record->attempt].push_back(*e);  // Only while replaying.
   } else if (const auto* e = std::get_if<ledger::StoredManifest>(&any)) {
     if (auto record = SealRecord::Decode(e->record.span())) {
       catalog_.AddStoredManifest(*record);
+      if (const auto shards = without_slot_.extract(record->attempt)) {
+        for (const ledger::StoredShard& shard : shards.mapped()) Apply(shard);
+      }
       markers_.insert(MarkerOf(record->key.uid, record->key.ns));
     }
   } else if (const auto* e = std::get_if<ledger::Evicted>(&any)) {
@@ -160,6 +163,7 @@ std::vector<Action> NodeCore::Impl::Restore(Nanos now, const Ledger::Contents& c
   for (const auto& [id, session] : sessions_) actions_.push_back(action::WatchSession{session.key, 0});
   for (uint64_t slot : not_adopted_) Commit(ledger::SlotGone{slot});
   not_adopted_.clear();
+  without_slot_.clear();
   // Slots whose session is not known any more are idle ones of the dead; finish what a kill interrupted.
   std::vector<uint64_t> slots;
   for (const auto& [id, slot] : pool_.slots()) slots.push_back(id);
@@ -300,7 +304,7 @@ std::vector<LedgerEntry> NodeCore::Impl::Snapshot() const {
         entry.record.bytes = a->manifest->Encode();
         out.push_back(entry);
       }
-      if (a->wish) out.push_back(*a->wish);
+      if (a->wish && !a->durable) out.push_back(*a->wish);  // Else it is granted.
       if (a->durable && !SP_PLANTED(snapshot_drops_stored)) {  // Before its shards, which memory may not have any more.
         ledger::StoredManifest entry;
         entry.record.bytes = a->manifest->Encode();
