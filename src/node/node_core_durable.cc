@@ -115,7 +115,8 @@ void NodeCore::Impl::PumpDrains() {
       ++under_way;
       actions_.push_back(action::StoreShard{record, pool_.FindSlot(sealed_.at({id, rank}).slot)->entry.extents});
     }
-    if (attempt->stored.size() < attempt->world_size || !drain.under_way.empty()) continue;
+    const bool confirmed = attempt->stored.size() == attempt->world_size && drain.under_way.empty();
+    if (!confirmed && !SP_PLANTED(manifest_before_shards)) continue;
     drain.manifest_under_way = true;
     drain.progressed_at = now_;
     StoredStep step;
@@ -234,7 +235,7 @@ bool NodeCore::Impl::HasMemory(const Id128& attempt) const {
 // be used for something else meanwhile.
 bool NodeCore::Impl::DrainGivesWay(const SessionKey& session) {
   for (const auto& [id, drain] : drains_) {
-    if (drain.ns.uid != session.uid || !IsInTrouble(drain, now_)) continue;
+    if (drain.ns.uid != session.uid || !IsInTrouble(drain, now_) || SP_PLANTED(save_waits_for_store)) continue;
     // Only for memory that this session can have then: its own, or that of the dead.
     bool helps = false;
     for (auto it = sealed_.lower_bound({id, 0}); it != sealed_.end() && it->first.first == id; ++it) {
@@ -342,7 +343,8 @@ void NodeCore::Impl::On(const event::StoreListed& e) {
       if (first.key.uid != ns.uid || first.key.ns != ns.ns || (known && (known->tombstone || known->stored.size() == known->world_size))) continue;
       for (const ledger::Generation& g : step.lineage) {
         const auto have = catalog_.Generations(ns);
-        if (std::ranges::none_of(have, [&](const auto& h) { return h.generation == g.generation; })) Commit(g);
+        const bool have_it = std::ranges::any_of(have, [&](const auto& h) { return h.generation == g.generation; });
+        if (!have_it && !SP_PLANTED(lineage_not_taken_over)) Commit(g);
       }
       ledger::StoredManifest manifest;
       manifest.record.bytes = ManifestRecord(step.records, MakeManifest(step.records)).Encode();
@@ -373,7 +375,7 @@ void NodeCore::Impl::On(const event::StoreListed& e) {
 }
 
 void NodeCore::Impl::EndIfDrained() {
-  if (!stopping_ || exit_asked_ || !drains_.empty()) return;
+  if (!stopping_ || exit_asked_ || (!drains_.empty() && !SP_PLANTED(ends_undrained))) return;
   exit_asked_ = true;
   actions_.push_back(action::ExitDaemon{"asked to stop"});
 }

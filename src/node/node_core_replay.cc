@@ -183,7 +183,7 @@ std::vector<Action> NodeCore::Impl::Restore(Nanos now, const Ledger::Contents& c
   }
   for (const NamespaceKey& ns : catalog_.Namespaces()) {
     for (const Attempt* a : catalog_.Attempts(ns)) {  // First: what is on its way to the store is not retired.
-      if (a->WantsDurable() && a->manifest) AddDrain(ns, *a);
+      if (a->WantsDurable() && a->manifest && !SP_PLANTED(drain_not_resumed)) AddDrain(ns, *a);
     }
     for (const Attempt* a : catalog_.OpenAttempts(ns)) {
       const Id128 id = a->key.AttemptId();

@@ -46,6 +46,12 @@ std::vector<Op> MakeHistory(uint64_t seed, size_t operations) {
   fault(OpKind::kNoMemory, 6);
   fault(OpKind::kOperator, 4);
   fault(OpKind::kLoseKeeper, 2);
+  if (MakeConfig(seed).store) {
+    set(OpKind::kWish, 6);
+    fault(OpKind::kStore, 10);
+    fault(OpKind::kStoreFault, 30);
+    fault(OpKind::kTerminate, 2);
+  }
   uint32_t total = 0;
   for (uint32_t w : weight) total += w;
   std::vector<Op> ops{{OpKind::kLaunch, static_cast<uint32_t>(random.Next())}};
@@ -70,6 +76,8 @@ Outcome RunHistory(const WorldConfig& config, const std::vector<Op>& ops) {
   outcome.trace = world.trace();
   outcome.acknowledged = world.acknowledged();
   outcome.restores = world.restores();
+  outcome.durable = world.durable();
+  outcome.resumed = world.resumed();
   return outcome;
 }
 
@@ -107,6 +115,8 @@ Tally RunSeeds(uint64_t first, uint64_t count, size_t operations) {
     tally.operations += ops.size();
     tally.acknowledged += outcome.acknowledged;
     tally.restores += outcome.restores;
+    tally.durable += outcome.durable;
+    tally.resumed += outcome.resumed;
     if (!outcome.violation.empty()) {
       tally.report = Report(seed, config, ops, outcome);
       return tally;

@@ -84,7 +84,7 @@ void Model::On(const ledger::Sealed& e) {
   Require(r.key.generation == CurrentGeneration({r.key.uid, r.key.ns}), "I-21: a seal in a superseded generation");
   ModelAttempt& a = attempts_.at(r.attempt);
   Require(!a.tombstone, "I-21: a seal in a closed attempt");
-  Require(a.shards.emplace(r.rank, ModelShard{r, e.slot, e.lease}).second, "I-3: a second seal record for one shard");
+  Require(a.shards.emplace(r.rank, ModelShard{r, e.slot, e.lease, true}).second, "I-3: a second seal record for one shard");
   ModelSlot& slot = slots_.at(e.slot);
   Require(slot.use == Use::kLeased, "I-10: a seal in a slot that was not leased");
   slot.use = Use::kSealed;
@@ -112,27 +112,40 @@ void Model::On(const ledger::Manifest& e) {
 
 void Model::On(const ledger::Tombstone& e) {
   auto it = attempts_.find(e.attempt);
-  if (it == attempts_.end()) it = attempts_.emplace(e.attempt, ModelAttempt{{e.uid, e.ns}, {}, 0, {}, false, false, {}}).first;
+  if (it == attempts_.end()) it = attempts_.emplace(e.attempt, ModelAttempt{.ns = {e.uid, e.ns}}).first;
   ModelAttempt& a = it->second;
   Require(!a.tombstone, "I-32: a second tombstone");
   if (e.why == ledger::TombstoneWhy::kClosed) {
     Require(!a.manifest, "I-14: a complete step was closed");
   } else {
     Require(a.manifest, "I-15: a step was retired that was never complete");
-    Require(!a.operator_pin, "I-17: an operator's pinned step was retired");
-    for (const auto& [id, pin] : pins_) Require(pin.entry.attempt != e.attempt, "I-17: a step was retired while it was being restored");
-    const std::vector<const ModelAttempt*> lineage = Lineage(a.ns);
-    Require(!lineage.empty(), "I-14: a step was retired and none is left");
-    const auto at = std::find(lineage.begin(), lineage.end(), &a);
-    Require(at == lineage.end() || at - lineage.begin() >= static_cast<ptrdiff_t>(retain_), "I-14: one of the newest steps was retired");
-    const size_t kept = std::min<size_t>(lineage.size(), retain_);
-    Require(std::any_of(lineage.begin(), lineage.begin() + static_cast<ptrdiff_t>(kept), [&](auto* k) { return Age(k) > Age(&a); }),
-            "I-14: a step was retired before a newer one was complete");
+    Require(!a.WantsDurable(), "I-17: a step was retired while it was on its way to the store");
+    Require(!a.durable || !a.HasMemory(), "I-14: a durable step was forgotten before memory let go of it");
+    if (const char* rule = WhyKept(a)) Fail(rule);
   }
   a.tombstone = e.why;
-  for (const auto& [rank, shard] : a.shards) {
-    if (auto slot = slots_.find(shard.slot); slot != slots_.end() && slot->second.attempt == e.attempt) slot->second.use = Use::kIdle;
+  LeaveMemory(a);
+}
+
+void Model::LeaveMemory(ModelAttempt& a) {
+  for (auto& [rank, shard] : a.shards) {
+    if (shard.here) slots_.at(shard.slot).use = Use::kIdle;
+    shard.here = false;
   }
+}
+
+const char* Model::WhyKept(const ModelAttempt& a) const {
+  if (a.operator_pin) return "I-17: an operator's pinned step was retired";
+  const Id128 id = a.key.AttemptId();
+  for (const auto& [pin, read] : pins_) {
+    if (read.entry.attempt == id) return "I-17: a step was retired while it was being restored";
+  }
+  const std::vector<const ModelAttempt*> lineage = Lineage(a.ns);
+  if (lineage.empty()) return "I-14: a step was retired and none is left";
+  const auto kept = lineage.begin() + static_cast<ptrdiff_t>(std::min<size_t>(lineage.size(), retain_));
+  if (std::find(lineage.begin(), kept, &a) != kept) return "I-14: one of the newest steps was retired";
+  const bool overtaken = std::any_of(lineage.begin(), kept, [&](auto* k) { return Age(k) > Age(&a); });
+  return overtaken ? nullptr : "I-14: a step was retired before a newer one was complete";
 }
 
 void Model::On(const ledger::Quarantine& e) { quarantined_.insert(e.record); }
@@ -179,6 +192,7 @@ void Model::KeeperLost() {
 
 bool Model::Complete(const ModelAttempt& a) const {
   if (!a.manifest || a.tombstone) return false;
+  if (a.durable) return a.shards.size() == a.world_size;
   return std::none_of(a.shards.begin(), a.shards.end(), [&](const auto& s) { return quarantined_.contains(s.second.record.Identity()); });
 }
 
@@ -200,10 +214,10 @@ std::vector<const ModelAttempt*> Model::Lineage(const NamespaceKey& ns) const {
       if (!best || best->key.try_number < a.key.try_number) best = &a;
     }
     for (const auto& [step, a] : by_step) lineage.push_back(a);
-    const ledger::Generation& g = of_ns->second.at(generation);
-    if (!g.has_parent) return lineage;
-    generation = g.parent_generation;
-    step_max = g.parent_step;
+    const ledger::Generation* g = FindGeneration(ns, generation);
+    if (!g || !g->has_parent) return lineage;
+    generation = g->parent_generation;
+    step_max = g->parent_step;
   }
 }
 
@@ -227,6 +241,13 @@ StatusCode Model::NothingLeft(const NamespaceKey& ns) const {
 uint64_t Model::CurrentGeneration(const NamespaceKey& ns) const {
   auto of_ns = generations_.find(ns);
   return of_ns == generations_.end() ? 0 : of_ns->second.rbegin()->first;
+}
+
+const ledger::Generation* Model::FindGeneration(const NamespaceKey& ns, uint64_t number) const {
+  auto of_ns = generations_.find(ns);
+  if (of_ns == generations_.end()) return nullptr;
+  auto it = of_ns->second.find(number);
+  return it == of_ns->second.end() ? nullptr : &it->second;
 }
 
 }  // namespace sp::sim

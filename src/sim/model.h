@@ -2,6 +2,7 @@
 // which rule an entry breaks; the simulator compares the daemon's answers with its own. Pure.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <set>
@@ -11,6 +12,7 @@
 #include "base/clock.h"
 #include "catalog/catalog.h"
 #include "format/ledger.h"
+#include "format/stored_step.h"
 
 namespace sp::sim {
 
@@ -28,6 +30,7 @@ enum class Use { kIdle, kLeased, kSealed, kZombie };
 struct ModelShard {
   SealRecord record;
   uint64_t slot = 0, lease = 0;
+  bool here = false;  // In this node's memory.
 };
 struct ModelAttempt {
   NamespaceKey ns;
@@ -36,6 +39,14 @@ struct ModelAttempt {
   std::map<uint32_t, ModelShard> shards;
   bool manifest = false, operator_pin = false;
   std::optional<ledger::TombstoneWhy> tombstone;
+  std::optional<bool> wish;   // The last word: asked for, or given up.
+  bool was_given_up = false;  // Once at least.
+  std::set<uint32_t> stored;  // Ranks whose shard the store has.
+  bool durable = false;       // And the manifest.
+  bool WantsDurable() const { return wish.value_or(false) && !durable; }
+  bool HasMemory() const {
+    return std::any_of(shards.begin(), shards.end(), [](const auto& s) { return s.second.here; });
+  }
 };
 struct ModelSlot {
   ledger::Slot entry;
@@ -49,7 +60,7 @@ struct ModelPin {
 
 class Model {
  public:
-  explicit Model(uint32_t retain) : retain_(retain) {}
+  Model(uint32_t retain, bool has_store) : retain_(retain), has_store_(has_store) {}
 
   void Append(Nanos now, Nanos pin_ns, const LedgerEntry& entry);  // Throws Violation.
   // Facts that are in no entry.
@@ -61,6 +72,9 @@ class Model {
   void WorkerRestarted(Nanos now, Nanos pin_ns);
   void KeeperLost();
   void SetGoodCoverage(const Hash256& structure, bool good) { good_coverage_[structure] = good; }
+  // Facts that a node finds in the store, and not in its memory (model_durable.cc).
+  void TakeOver(const ledger::Generation& generation);
+  void TakeOver(const StoredStep& step);
 
   bool Complete(const ModelAttempt& a) const;
   const ModelAttempt* Find(const Id128& attempt) const;
@@ -69,6 +83,11 @@ class Model {
   // What must be said when there is no latest: kNotFound or kLost.
   StatusCode NothingLeft(const NamespaceKey& ns) const;
   uint64_t CurrentGeneration(const NamespaceKey& ns) const;
+  const ledger::Generation* FindGeneration(const NamespaceKey& ns, uint64_t number) const;
+  // Memory knows more of it than the store: what is said of it needs no store.
+  bool IsMine(const NamespaceKey& ns) const;
+  // The rule that would be broken if the step left memory now; null: none. That it is on its way to the store is for the caller to look at.
+  const char* WhyKept(const ModelAttempt& a) const;
   const std::map<uint64_t, ModelSlot>& slots() const { return slots_; }
   const std::map<Id128, ModelAttempt>& attempts() const { return attempts_; }
   const std::set<Hash256>& quarantined() const { return quarantined_; }
@@ -88,13 +107,14 @@ class Model {
   void On(const ledger::Quarantine& e);
   void On(const ledger::OperatorPin& e);
   void On(const ledger::ReadPin& e);
-  // The simulated node has no durable tier.
-  void On(const ledger::DurableWish&) { Require(false, "I-23: a wish for a tier that is not there was accepted"); }
-  void On(const ledger::StoredShard&) { Require(false, "I-23: a shard in a store that is not there"); }
-  void On(const ledger::StoredManifest&) { Require(false, "I-23: a step in a store that is not there"); }
-  void On(const ledger::Evicted&) { Require(false, "I-14: a step was evicted to a store that is not there"); }
+  void On(const ledger::DurableWish& e);
+  void On(const ledger::StoredShard& e);
+  void On(const ledger::StoredManifest& e);
+  void On(const ledger::Evicted& e);
+  void LeaveMemory(ModelAttempt& a);
 
   uint32_t retain_;
+  bool has_store_;
   Nanos now_ = 0, pin_ns_ = 0;
   std::map<NamespaceKey, std::map<uint64_t, ledger::Generation>> generations_;
   std::map<Id128, ModelAttempt> attempts_;

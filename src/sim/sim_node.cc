@@ -8,23 +8,27 @@
 
 namespace sp::sim {
 namespace {
+
+constexpr Nanos kDrainWithin = 27 * kNanosPerSecond;  // Of a grace of 30 s, as node/worker.cc divides it.
+
 MutableByteSpan Bytes(std::vector<uint64_t>& words) { return {reinterpret_cast<uint8_t*>(words.data()), words.size() * sizeof(uint64_t)}; }
+
 }  // namespace
 
-Hash256 RootOf(const std::vector<MemoryRef>& extents, size_t count) {
-  std::vector<uint32_t> words;
-  for (size_t i = 0; i < count; ++i) words.push_back(extents[i]->word);
-  return BlockRoot(words);
-}
-
-SimNode::SimNode(Host& host, CoreConfig config, uint64_t ledger_bytes, uint64_t ledger_soft_limit)
-    : host_(host), config_(std::move(config)), ledger_memory_(ledger_bytes / 8), ledger_soft_limit_(ledger_soft_limit) {}
+SimNode::SimNode(Host& host, CoreConfig config, SimStore* store, uint64_t ledger_bytes, uint64_t ledger_soft_limit)
+    : host_(host), config_(std::move(config)), ledger_memory_(ledger_bytes / 8), ledger_soft_limit_(ledger_soft_limit),
+      drainer_(store, config_.extent_bytes) {}
 
 void SimNode::Start() { Restart(); }
 
 void SimNode::Deliver(const Event& event) {
   Note(event.index() + 1);
-  if (!Execute(core_->Step(now_, event))) Restart();
+  if (!Execute(core_->Step(now_, event))) {
+    WorkerDied();
+  } else if (exits_) {
+    host_.OnExit();
+    LoseKeeper();
+  }
   const Status status = core_->CheckInvariants();
   if (!status.ok()) Fail("bookkeeping: " + status.message());
 }
@@ -96,10 +100,22 @@ void SimNode::Perform(const Action& any) {
     for (uint32_t id : a->extents) extents_.erase(id);
   } else if (const auto* a = std::get_if<action::WriteMarker>(&any)) {
     config_.markers.push_back(a->marker);  // A file: it outlives worker and keeper.
+  } else if (const auto* a = std::get_if<action::StoreShard>(&any)) {
+    drainer_.Do(now_, *a, Extents(a->extents));
+  } else if (const auto* a = std::get_if<action::StoreManifest>(&any)) {
+    drainer_.Do(now_, *a);
+  } else if (const auto* a = std::get_if<action::ListStore>(&any)) {
+    drainer_.Do(now_, *a);
+  } else if (std::holds_alternative<action::ExitDaemon>(any)) {
+    exits_ = true;
   }
 }
 
 void SimNode::RunJob(size_t index) {
+  if (index >= jobs_.size()) {
+    if (const auto event = drainer_.Run(now_, index - jobs_.size())) Deliver(*event);
+    return;
+  }
   const Job job = jobs_[index];
   jobs_.erase(jobs_.begin() + static_cast<ptrdiff_t>(index));
   switch (job.kind) {
@@ -145,7 +161,13 @@ void SimNode::CheckSealJob(const action::CheckSeal& check, const std::vector<Mem
 }
 
 void SimNode::RunAllJobs() {
-  while (!jobs_.empty()) RunJob(0);
+  while (jobs() > 0) RunJob(0);
+}
+
+bool SimNode::RunListing() {
+  const auto event = drainer_.RunListing(now_);
+  if (event) Deliver(*event);
+  return event.has_value();
 }
 
 void SimNode::ProcessDied(uint32_t pid) {
@@ -159,8 +181,24 @@ void SimNode::KillWorkerAfter(uint64_t actions, uint64_t random) {
   kill_random_ = random;
   if (actions == 0) {
     kill_after_.reset();
-    Restart();
+    WorkerDied();
   }
+}
+
+void SimNode::WorkerDied() {
+  if (stopping()) LoseKeeper();  // A keeper that is to end starts no worker any more.
+  else Restart();
+}
+
+void SimNode::Terminate() {
+  if (stopping()) return;
+  stop_by_ = now_ + kDrainWithin;
+  Deliver(event::Shutdown{});
+}
+
+void SimNode::Advance(Nanos by) {
+  now_ += by;
+  if (stopping() && now_ >= *stop_by_) LoseKeeper();
 }
 
 void SimNode::LoseKeeper() {
@@ -169,6 +207,8 @@ void SimNode::LoseKeeper() {
   jobs_.clear();
   config_.incarnation = 0;
   config_.boot.bytes[0]++;
+  stop_by_.reset();
+  exits_ = false;
   host_.OnRestarted(true);
   Restart();
 }
@@ -182,6 +222,7 @@ void SimNode::Restart() {
       if (job.kind == Job::Kind::kCreate && done) extents_[job.extents[0]] = std::make_shared<Memory>(Memory{job.extents[0], 0, {}});
     }
     jobs_.clear();
+    drainer_.WorkerDied();
     watched_.clear();
     if (!first) {
       ++restarts_;

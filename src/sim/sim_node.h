@@ -11,22 +11,10 @@
 
 #include "node/node_core.h"
 #include "sim/random.h"
+#include "sim/sim_drainer.h"
+#include "sim/sim_memory.h"
 
 namespace sp::sim {
-
-// The memory of one extent. It lives as long as somebody maps it, like a memfd; one word stands for its content, 0 for zeros.
-struct Memory {
-  uint32_t id = 0;
-  uint32_t word = 0;
-  std::optional<uint32_t> uid;  // Under which it was ever lent.
-};
-using MemoryRef = std::shared_ptr<Memory>;
-
-// What a shard's block checksum list is made of here: the words of the extents it fills.
-Hash256 RootOf(const std::vector<MemoryRef>& extents, size_t count);
-inline uint32_t ExtentsFor(uint64_t length, uint64_t extent_bytes) {
-  return static_cast<uint32_t>((LeaseBytes(length) + extent_bytes - 1) / extent_bytes);
-}
 
 class Host {
  public:
@@ -36,6 +24,7 @@ class Host {
   virtual void OnAppended(const LedgerEntry& entry) = 0;  // From here on it survives the worker.
   virtual void OnSealChecked(uint64_t lease, bool passed) = 0;
   virtual void OnRestarted(bool keeper_lost) = 0;
+  virtual void OnExit() = 0;  // The daemon was asked to stop, and ends by itself.
   virtual bool IsProcessDead(const SessionKey& session) const = 0;
   virtual bool IsWatchable(const SessionKey& session) const = 0;
   virtual const ShardIndex* FindStructure(const Hash256& hash) const = 0;  // Null: malformed.
@@ -43,26 +32,31 @@ class Host {
 
 class SimNode {
  public:
-  SimNode(Host& host, CoreConfig config, uint64_t ledger_bytes, uint64_t ledger_soft_limit);
+  // `store` null: no durable tier.
+  SimNode(Host& host, CoreConfig config, SimStore* store, uint64_t ledger_bytes, uint64_t ledger_soft_limit);
 
   void Start();
   void Deliver(const Event& event);  // And carries out what comes of it; may kill and restart the worker on the way.
-  // Jobs are what the daemon has asked for and not heard of yet: checks, extents being made, watched processes.
-  size_t jobs() const { return jobs_.size(); }
+  // Jobs are what the daemon has asked for and not heard of yet: checks, extents being made, watched processes, requests to the store.
+  size_t jobs() const { return jobs_.size() + drainer_.ready(now_); }
   void RunJob(size_t index);
   void RunAllJobs();
+  bool RunListing();  // False: none that the store answers is under way.
   void ProcessDied(uint32_t pid);  // Watches on its sessions become jobs.
   void KillWorkerAfter(uint64_t actions, uint64_t random);  // SIGKILL when that many more actions have been carried out.
   void CallOffKill() { kill_after_.reset(); }
   void LoseKeeper();
+  void Terminate();  // SIGTERM for the daemon: what it has in memory is gone when it ends, by itself or when its grace is over.
+  bool stopping() const { return stop_by_.has_value(); }
   void Compact();
   void FailNextExtents(uint32_t count) { failing_extents_ = count; }
 
-  void Advance(Nanos by) { now_ += by; }
+  void Advance(Nanos by);
   void RunTimers();  // Tick as often as something is due.
   Nanos now() const { return now_; }
   const NodeCore& core() const { return *core_; }
   const CoreConfig& config() const { return config_; }
+  const SimDrainer& drainer() const { return drainer_; }
   size_t extents() const { return extents_.size(); }
   std::vector<uint32_t> ExtentIds() const;
   Ledger::Contents LedgerContents() const { return ledger_->Read(); }
@@ -84,6 +78,7 @@ class SimNode {
   void Perform(const Action& action);
   bool Write(const LedgerEntry& entry);  // True: by compacting; the snapshot has what the whole step did.
   void Restart();
+  void WorkerDied();
   void Add(Job job) { jobs_.push_back(std::move(job)); }
   std::vector<MemoryRef> Extents(const std::vector<uint32_t>& ids) const;
   void CheckSealJob(const action::CheckSeal& check, const std::vector<MemoryRef>& extents);
@@ -97,11 +92,14 @@ class SimNode {
   uint64_t ledger_soft_limit_;
   std::map<uint32_t, MemoryRef> extents_;  // The keeper's.
   std::vector<Job> jobs_;
+  SimDrainer drainer_;
   std::map<Id128, SessionKey> watched_;
   Nanos now_ = kNanosPerSecond;
   uint32_t failing_extents_ = 0;
   std::optional<uint64_t> kill_after_;
   uint64_t kill_random_ = 0;
+  std::optional<Nanos> stop_by_;
+  bool exits_ = false;  // The core has asked for it.
   uint64_t trace_ = 0, restarts_ = 0;
 };
 

@@ -13,17 +13,22 @@ constexpr uint64_t kHistories = 2500;
 #endif
 constexpr size_t kOperations = 500;
 
-// I-1 to I-7, I-9, I-10, I-12, I-14, I-16, I-17, I-21, I-25, I-27, I-28, I-30 to I-33, I-38: the checks are in model.cc and world*.cc.
+// I-1 to I-7, I-9, I-10, I-12, I-14, I-16, I-17, I-21 to I-25, I-27, I-28, I-30 to I-33, I-38: the checks are in model*.cc, sim_store.cc and
+// world*.cc.
 TEST(Simulator, NoHistoryBreaksAnInvariant) {
   const Tally t = RunSeeds(1, kHistories, kOperations);
   EXPECT_EQ(t.report, "");
-  std::printf("%llu histories, %llu operations, %llu acknowledgements, %llu shards read back, %llu twin runs\n",
+  std::printf("%llu histories, %llu operations, %llu acknowledgements, %llu shards read back, %llu steps durable, %llu audits of "
+              "what the store has, %llu twin runs\n",
               static_cast<unsigned long long>(t.histories), static_cast<unsigned long long>(t.operations), static_cast<unsigned long long>(t.acknowledged),
-              static_cast<unsigned long long>(t.restores), static_cast<unsigned long long>(t.twins));
+              static_cast<unsigned long long>(t.restores), static_cast<unsigned long long>(t.durable), static_cast<unsigned long long>(t.resumed),
+              static_cast<unsigned long long>(t.twins));
   if (t.report.empty()) {
     // A simulator in which nothing is ever saved or read would find nothing either.
     EXPECT_GT(t.acknowledged, 5 * kHistories);
     EXPECT_GT(t.restores, kHistories);
+    EXPECT_GT(t.durable, kHistories);
+    EXPECT_GT(t.resumed, kHistories / 4);
     EXPECT_EQ(t.twins, kHistories / 100);
   }
 }
@@ -104,9 +109,13 @@ class ModelTest : public ::testing::Test {
     Append(SealedEntry(n, step));
     Append(ManifestEntry(step));
   }
+  ledger::DurableWish Wish(uint64_t step, bool on) const { return {1000, "job", Key(step).AttemptId(), on, on ? "" : "why"}; }
+  ledger::Evicted Evicted(uint64_t step) const { return {1000, "job", Key(step).AttemptId()}; }
+  ledger::StoredShard StoredShard(uint64_t step) const { return {SealedEntry(step, step).record, false}; }
+  ledger::StoredManifest StoredManifest(uint64_t step) const { return {ManifestEntry(step).record}; }
   ledger::Tombstone Retired(uint64_t step) const { return {1000, "job", Key(step).AttemptId(), ledger::TombstoneWhy::kRetired, ""}; }
 
-  Model model{2};
+  Model model{2, true};
   Nanos now = 0;
 };
 
@@ -144,6 +153,45 @@ TEST_F(ModelTest, KnowsWhatMayBeRetired) {
   Append(ledger::ReadPin{1, SessionKey{Id(7), 1000, 6, 6}, "job", Key(1).AttemptId(), false});
   Append(Retired(1));
   EXPECT_EQ(model.Latest({1000, "job"})->key.step, 3u);
+}
+
+TEST_F(ModelTest, KnowsWhatIsDurable) {
+  model.SetGoodCoverage(Hash256{}, true);
+  Append(Generation(1));
+  for (uint64_t step = 1; step <= 3; ++step) SaveStep(step, step);
+  Append(StoredShard(1));
+  EXPECT_EQ(Refusal(StoredManifest(1)), "I-23") << "nobody has asked for it";
+  EXPECT_EQ(Refusal(Wish(1, false)), "I-32");
+  Append(Wish(1, true));
+  EXPECT_EQ(Refusal(Wish(1, true)), "I-32");
+  EXPECT_EQ(Refusal(Retired(1)), "I-17");
+  EXPECT_EQ(Refusal(Evicted(1)), "I-14");
+  Append(StoredManifest(1));
+  EXPECT_EQ(Refusal(StoredManifest(1)), "I-32");
+  EXPECT_EQ(Refusal(Retired(1)), "I-14") << "it is in memory still";
+  Append(Wish(2, true));
+  EXPECT_EQ(Refusal(StoredManifest(2)), "I-23") << "its shard is not confirmed";
+  Append(StoredShard(2));
+  Append(StoredManifest(2));
+  EXPECT_EQ(Refusal(Evicted(2)), "I-14") << "one of the newest";
+  Append(Evicted(1));
+  EXPECT_EQ(Refusal(Evicted(1)), "I-14");
+  EXPECT_EQ(model.Lineage({1000, "job"}).size(), 3u) << "the store has it";
+  EXPECT_TRUE(model.IsMine({1000, "job"}));
+  Model without(2, false);
+  EXPECT_THROW(without.Append(now, 0, Wish(1, true)), Violation);
+}
+
+TEST_F(ModelTest, KnowsWhatANewMemoryTakesOver) {
+  StoredStep step;
+  step.records = {*SealRecord::Decode(SealedEntry(1, 7).record.span())};
+  step.lineage = {Generation(1)};
+  model.TakeOver(step);
+  EXPECT_FALSE(model.IsMine({1000, "job"}));
+  EXPECT_EQ(model.Latest({1000, "job"})->key.step, 7u);
+  EXPECT_EQ(Refusal(Generation(1)), "I-21");
+  Append(Generation(2));
+  EXPECT_EQ(model.NothingLeft({1000, "job"}), StatusCode::kLost);
 }
 
 TEST_F(ModelTest, ABadCoverageIsNotComplete) {

@@ -1,14 +1,10 @@
 #include "sim/world.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
-
-#include "base/sha256.h"
 
 namespace sp::sim {
 namespace {
 
-constexpr uint64_t kExtentBytes = 8192;
 constexpr size_t kProcessesMax = 24;  // Living ones.
 
 CoreConfig MakeCoreConfig(const WorldConfig& config) {
@@ -16,11 +12,17 @@ CoreConfig MakeCoreConfig(const WorldConfig& config) {
   c.node.bytes[0] = 1;
   c.boot.bytes[1] = 1;
   c.version = "simulated";
-  c.extent_bytes = kExtentBytes;
+  c.extent_bytes = 8192;
   c.extents_max = config.extents_max;
   c.retain = config.retain;
+  if (config.store) c.store = "sim://store";
+  c.durable_every = config.durable_every;
+  c.durable_interval = config.durable_interval_s * kNanosPerSecond;
+  c.drains_max = config.drains_max;
   return c;
 }
+
+}  // namespace
 
 Id128 MakeId(uint64_t a, uint64_t b) {
   Id128 id;
@@ -31,12 +33,10 @@ Id128 MakeId(uint64_t a, uint64_t b) {
   return id;
 }
 
-}  // namespace
-
 const char* OpName(OpKind kind) {
   static constexpr const char* kNames[kOpKinds] = {"client", "deliver", "job", "advance", "leap", "launch", "reader", "kill", "kill launch", "stop",
                                                    "scribble", "disconnect", "repeat", "garbage", "bye", "kill worker", "compact", "no memory",
-                                                   "operator", "lose keeper", "forge", "audit"};
+                                                   "operator", "lose keeper", "forge", "audit", "store", "store fault", "wish", "terminate"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -51,11 +51,19 @@ WorldConfig MakeConfig(uint64_t seed) {
   c.shard_extents_max = 1 + static_cast<uint32_t>(random.Below(3));
   c.extents_max = 2 + static_cast<uint32_t>(random.Below(c.ranks_max * (c.retain + 1) * c.shard_extents_max * c.uids + 4));
   c.unwatchable = random.Percent(20);
+  c.store = random.Percent(60);
+  c.store_verifies = random.Percent(50);
+  c.durable_every = 10 * static_cast<uint32_t>(random.Below(4));  // Steps are multiples of ten.
+  c.durable_interval_s = random.Percent(30) ? 5 + static_cast<uint32_t>(random.Below(60)) : 0;
+  c.drains_max = 1 + static_cast<uint32_t>(random.Below(3));
   return c;
 }
 
 World::World(const WorldConfig& config)
-    : config_(config), node_(*this, MakeCoreConfig(config), uint64_t{1} << 20, uint64_t{16} << 10), model_(config.retain) {
+    : config_(config),
+      store_(config.store_verifies),
+      node_(*this, MakeCoreConfig(config), config.store ? &store_ : nullptr, uint64_t{1} << 20, uint64_t{16} << 10),
+      model_(config.retain, config.store) {
   node_.Start();
 }
 
@@ -142,19 +150,23 @@ void World::Run(const Op& op) {
       for (const auto& [id, a] : model_.attempts()) {
         if (model_.Complete(a)) complete.push_back(&a);
       }
-      if (complete.empty()) break;
+      if (complete.empty() || node_.stopping()) break;
       const ModelAttempt& a = *complete[op.arg % complete.size()];
       const bool on = op.arg % 3 == 0;
       AskDirectly(a.ns.uid, MessageType::kPinStep, Encode(PinStepRequest{a.ns.ns, a.key.AttemptId(), on}));
       break;
     }
     case OpKind::kLoseKeeper:
-      if (op.arg % 8 == 0) node_.LoseKeeper();
+      if (op.arg % (config_.store ? 2 : 8) == 0) node_.LoseKeeper();
       break;
     case OpKind::kForge:
       if (auto p = Pick(op.arg >> 24, [](const Process& q) { return q.alive && q.connection != 0 && q.greeted; })) Forge(*p, op.arg & 0xffffff);
       break;
     case OpKind::kAudit: Audit(); break;
+    case OpKind::kStore:
+    case OpKind::kStoreFault:
+    case OpKind::kWish:
+    case OpKind::kTerminate: RunDurable(op); break;
   }
 }
 
@@ -177,7 +189,8 @@ void World::StartLaunch(uint32_t arg, bool plain) {
   launch.ns = NamespaceAt(arg);
   launch.nonce = MakeId(config_.seed ^ 0x6e6f6e6365, launches_.size() + 1);
   launch.world_size = plain ? 1 : 1 + (arg >> 4) % config_.ranks_max;
-  const auto lineage = model_.Lineage(launch.ns);
+  std::optional<Model> both;
+  const auto lineage = KnownOf(launch.ns, both).Lineage(launch.ns);
   launch.first_step = lineage.empty() ? 0 : lineage.front()->key.step + 10;
   if (!plain) {
     launch.bad_coverage = (arg >> 8) % 16 == 0;
@@ -263,7 +276,7 @@ void World::Scribble(size_t p, uint32_t arg) {
   memory->word = static_cast<uint32_t>(Mix(arg, memory->id)) | 1;
   for (const auto& [id, a] : model_.attempts()) {
     for (const auto& [rank, shard] : a.shards) {
-      if (a.tombstone) continue;
+      if (!shard.here) continue;
       auto of = model_.slots().find(shard.slot);
       if (of == model_.slots().end()) continue;
       const auto& extents = of->second.entry.extents;
@@ -311,7 +324,12 @@ void World::OnAppended(const LedgerEntry& entry) {
   } else if (const auto* pin = std::get_if<ledger::ReadPin>(&entry); pin && !IsWatchable(pin->session)) {
     model_.PinGivenBack(pin->pin);
   }
+  if (TakenOver(entry)) return;
+  CheckStored(entry);
   model_.Append(node_.now(), node_.config().pin_ns, entry);
+  if (const auto* stored = std::get_if<ledger::StoredManifest>(&entry)) {
+    durable_ += model_.Find(SealRecord::Decode(stored->record.span())->attempt)->HasMemory();
+  }
   if (const auto* manifest = std::get_if<ledger::Manifest>(&entry)) {  // Its launch has saved: nobody in it is still choosing.
     const Id128 nonce = SealRecord::Decode(manifest->record.span())->key.nonce;
     std::erase_if(choices_, [&](const auto& c) { return c.first.first == nonce; });
@@ -354,6 +372,7 @@ void World::OnRestarted(bool keeper_lost) {
   if (keeper_lost) {
     model_.KeeperLost();
     seal_replies_.clear();
+    store_.DropLate();  // Nothing of the node is left, on no wire either.
   }
   model_.WorkerRestarted(node_.now(), node_.config().pin_ns);
 }
@@ -375,148 +394,6 @@ bool World::IsWatchable(const SessionKey& session) const {
 const ShardIndex* World::FindStructure(const Hash256& hash) const {
   auto it = structures_.find(hash);
   return it == structures_.end() ? nullptr : &it->second;
-}
-
-// --- audits ----------------------------------------------------------------------------------------------------------------------------------
-
-Frame World::AskDirectly(uint32_t uid, MessageType type, std::vector<uint8_t> body) {
-  while (true) {  // Again when a kill of the worker swallows the answer.
-    const ConnectionId c = next_connection_++;
-    audit_reply_.reset();
-    audit_connection_ = c;
-    ++audits_;
-    node_.Deliver(event::Connected{c, uid, 7, audits_});
-    HelloRequest hello;
-    hello.session = MakeId(config_.seed ^ 0x6175646974, audits_);
-    if (audit_connection_ == c) node_.Deliver(event::Received{c, MakeFrame(MessageType::kHello, 1, hello)});
-    if (audit_connection_ == c) node_.Deliver(event::Received{c, Frame{kProtocolVersion, type, 2, StatusCode::kOk, body}});
-    const bool answered = audit_reply_ && audit_reply_->request_id == 2;
-    if (audit_connection_ == c) node_.Deliver(event::Disconnected{c});
-    audit_connection_ = 0;
-    if (answered) return *audit_reply_;
-  }
-}
-
-void World::Audit() {
-  node_.CallOffKill();  // A restart between an answer and its comparison would compare two states.
-  for (uint32_t i = 0; i < config_.uids * config_.namespaces; ++i) AuditNamespace(NamespaceAt(i));
-  CompareReplay();
-}
-
-void World::AuditNamespace(const NamespaceKey& ns) {
-  const Frame latest = AskDirectly(ns.uid, MessageType::kLatest, Encode(NamespaceRequest{ns.ns, Level::kMemory, 0}));
-  const ModelAttempt* expected = model_.Latest(ns);
-  if (expected) {
-    Require(latest.status == StatusCode::kOk, "I-6: there is a latest step, and the daemon says there is none");
-    Require(Decode<AttemptInfo>(latest.body)->attempt == expected->key.AttemptId(), "I-6: latest is another step than the newest of the lineage");
-  } else {
-    Require(latest.status != StatusCode::kOk, "I-1: latest is something that is not complete");
-    Require(latest.status == model_.NothingLeft(ns), "I-31: never, lost and unknown are mixed up");
-  }
-  const Frame listing = AskDirectly(ns.uid, MessageType::kListSteps, Encode(NamespaceRequest{ns.ns, Level::kMemory, 0}));
-  Require(listing.status == StatusCode::kOk, "I-31: the listing failed");
-  std::set<Id128> complete;
-  const Result<ListStepsReply> listed = Decode<ListStepsReply>(listing.body);
-  Require(listed.has_value(), "I-40: the listing does not decode");
-  for (const AttemptInfo& info : listed->attempts) {
-    const ModelAttempt* a = model_.Find(info.attempt);
-    Require(a && a->ns == ns, "I-38: a listing names somebody else's step");
-    Require(!a->tombstone, "I-16: a listing names a step that has a tombstone");
-    if (info.state != AttemptState::kComplete) continue;
-    Require(model_.Complete(*a), "I-1: something is listed as complete that is not");
-    complete.insert(info.attempt);
-  }
-  for (const auto& [id, a] : model_.attempts()) {
-    if (a.ns != ns || !model_.Complete(a) || complete.contains(id)) continue;
-    std::string why = "unknown to the daemon";
-    for (const AttemptInfo& info : listed->attempts) {
-      if (info.attempt == id) why = std::string(AttemptStateName(info.state)) + ", " + info.reason;
-    }
-    Fail("I-5: step " + std::to_string(a.key.step) + " is complete and not listed any more: " + why);
-  }
-}
-
-// What a restarted worker would know is what this one knows.
-void World::CompareReplay() {
-  CoreConfig config = node_.config();
-  NodeCore replayed(config);
-  replayed.Restore(node_.now(), node_.LedgerContents(), node_.ExtentIds());
-  const Status status = replayed.CheckInvariants();
-  if (!status.ok()) Fail("I-25: a replay: " + status.message());
-  const auto facts = [](const NodeCore& core) {
-    std::map<std::vector<uint8_t>, std::string> set;
-    const auto add = [&](const LedgerEntry& e) { set[EncodeLedgerEntry(e)] = std::visit([](const auto& x) { return std::string(x.kName); }, e); };
-    for (const LedgerEntry& e : core.Snapshot()) {
-      if (std::holds_alternative<ledger::SlotGone>(e)) continue;
-      if (const auto* slot = std::get_if<ledger::Slot>(&e); slot && slot->slot == 1) continue;  // Free extents: a replay knows less of them.
-      if (const auto* lease = std::get_if<ledger::LeaseEnded>(&e)) {
-        add(ledger::SlotGone{lease->slot});
-        continue;
-      }
-      add(e);
-    }
-    return set;
-  };
-  const auto retired = [](const NodeCore& core) {
-    std::set<Id128> set;
-    for (const LedgerEntry& e : core.Snapshot()) {
-      if (const auto* t = std::get_if<ledger::Tombstone>(&e); t && t->why == ledger::TombstoneWhy::kRetired) set.insert(t->attempt);
-    }
-    return set;
-  };
-  // What a group of readers has agreed on is not in the ledger (their pins are): a restart may retire what only the agreement kept.
-  if (retired(node_.core()) != retired(replayed)) return;
-  const auto live = facts(node_.core()), again = facts(replayed);
-  for (const auto& [bytes, name] : live) {
-    if (!again.contains(bytes)) Fail("I-25: a replay of the ledger lacks a " + name);
-  }
-  for (const auto& [bytes, name] : again) {
-    if (!live.contains(bytes)) Fail("I-25: a replay of the ledger has one more " + name);
-  }
-}
-
-void World::Finish() {
-  for (size_t p = 0; p < processes_.size(); ++p) {
-    processes_[p].stopped = false;
-    Kill(p);
-  }
-  node_.FailNextExtents(0);
-  for (int i = 0; i < 6; ++i) {
-    DeliverAll();
-    node_.Advance(1800 * kNanosPerSecond);
-    node_.RunTimers();
-  }
-  Audit();
-  for (const auto& [id, a] : model_.attempts()) {
-    Require(a.tombstone || a.manifest || a.shards.empty(), "I-28: an attempt stays open although nobody is left who could finish it");
-  }
-  uint64_t kept = 0;
-  for (const auto& [id, slot] : model_.slots()) {
-    static constexpr const char* kUses[] = {"idle", "leased", "sealed", "zombie"};
-    if (slot.use != Use::kSealed) {
-      Fail("I-28: slot " + std::to_string(id) + " of pid " + std::to_string(slot.entry.session.pid) + " is " + kUses[static_cast<int>(slot.use)] +
-           " although everybody is dead");
-    }
-    kept += slot.entry.extents.size();
-  }
-  const auto pool = nlohmann::json::parse(node_.core().StatusJson(node_.now(), 0, true))["pool"];
-  Require(pool["sealed"] == kept * kExtentBytes, "I-28: the pool counts other bytes than the listed steps have");
-  for (const char* what : {"leased", "zombie", "idle", "pending", "creating"}) Require(pool[what] == 0, "I-28: something is held by nobody");
-  Require(model_.pins().empty(), "I-28: a pin outlives its reader");
-  // Progress: one rank of every identity saves, if there is room for it.
-  for (uint32_t i = 0; i < config_.uids; ++i) {
-    StartLaunch(i, true);
-    const size_t p = processes_.size() - 1;
-    const uint64_t before = acknowledged_;
-    processes_[p].watchable = true;
-    for (int n = 0; n < 40 && acknowledged_ == before; ++n) {
-      Step(p, 8 * 1024);
-      DeliverAll();
-    }
-    const bool room = kept + uint64_t{i + 1} * config_.shard_extents_max <= config_.extents_max;
-    if (room && acknowledged_ == before) Fail("I-30: nothing can be saved although all faults are over");
-  }
-  Audit();
 }
 
 }  // namespace sp::sim

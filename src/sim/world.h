@@ -38,8 +38,12 @@ enum class OpKind : uint8_t {
   kLoseKeeper,  // The node's memory is gone; the markers are left.
   kForge,       // A well-formed message that the process was never meant to send, with the ids of anybody (fuzz/fuzz_node_core.cc).
   kAudit,       // Latest, listing and a replay of the ledger are compared with the model.
+  kStore,       // The store refuses, hangs, or comes back.
+  kStoreFault,  // Single requests to it go wrong; or late ones arrive.
+  kWish,        // Somebody asks that a complete step be durable.
+  kTerminate,   // SIGTERM for the daemon.
 };
-inline constexpr int kOpKinds = static_cast<int>(OpKind::kAudit) + 1;
+inline constexpr int kOpKinds = static_cast<int>(OpKind::kTerminate) + 1;
 const char* OpName(OpKind kind);
 
 struct Op {
@@ -51,8 +55,11 @@ struct WorldConfig {
   uint64_t seed = 0;
   uint32_t uids = 1, namespaces = 1, ranks_max = 2, extents_max = 8, retain = 2, shard_extents_max = 2;
   bool unwatchable = false;  // Some processes cannot be watched.
+  bool store = false, store_verifies = false;
+  uint32_t durable_every = 0, durable_interval_s = 0, drains_max = 2;
 };
 WorldConfig MakeConfig(uint64_t seed);
+Id128 MakeId(uint64_t a, uint64_t b);
 
 class World : public Host {
  public:
@@ -63,6 +70,8 @@ class World : public Host {
   uint64_t trace() const { return node_.trace(); }
   uint64_t acknowledged() const { return acknowledged_; }
   uint64_t restores() const { return restores_; }
+  uint64_t durable() const { return durable_; }      // Steps that came to the store.
+  uint64_t resumed() const { return resumed_; }      // Audits in which what is known came from the store.
 
  private:
   struct Save {
@@ -70,6 +79,7 @@ class World : public Host {
     uint64_t step = 0, lease = 0, slot = 0, length = 0;
     uint32_t try_number = 0, extents = 0;
     Id128 attempt;
+    bool durable = false, asked = false;  // To be durable; and the daemon was told.
   };
   struct Reading {
     uint64_t pin = 0;
@@ -77,6 +87,7 @@ class World : public Host {
     uint32_t rank = 0;
     std::optional<SealRecord> record;
     uint32_t extents = 0;
+    bool from_store = false;  // The client fetches it there itself.
     std::vector<MemoryRef> memory;
     bool done = false;
   };
@@ -123,6 +134,7 @@ class World : public Host {
   void OnAppended(const LedgerEntry& entry) override;
   void OnSealChecked(uint64_t lease, bool passed) override;
   void OnRestarted(bool keeper_lost) override;
+  void OnExit() override;
   bool IsProcessDead(const SessionKey& session) const override;
   bool IsWatchable(const SessionKey& session) const override;
   const ShardIndex* FindStructure(const Hash256& hash) const override;
@@ -143,6 +155,7 @@ class World : public Host {
   void SayGoodbye(size_t p);
   void SaveFailed(Process& process, StatusCode code);
   void CheckNoSpace(size_t p, const Frame& reply) const;
+  void OnWaitReply(const WaitRequest& request, const Frame& reply);
   uint32_t WordOf(const Id128& attempt, uint32_t rank, uint32_t index) const;
   Hash256 StructureOf(uint32_t world_size, uint32_t rank, bool bad);
 
@@ -158,16 +171,34 @@ class World : public Host {
   void Break(ConnectionId c);
   void DeliverFrom(ConnectionId c);
   void DeliverAll();
-  void Audit();
-  void AuditNamespace(const NamespaceKey& ns);
-  void CompareReplay();
-  Frame AskDirectly(uint32_t uid, MessageType type, std::vector<uint8_t> body);
   template <typename F>
   std::optional<size_t> Pick(uint32_t arg, F&& wanted) const;  // One of the processes for which `wanted` holds.
   NamespaceKey NamespaceAt(uint32_t arg) const;
   void CheckNoForeignWriter(const ledger::Slot& slot);
 
+  // --- audits (world_audit.cc)
+  void Audit();
+  void AuditNamespace(const NamespaceKey& ns);
+  void CompareReplay();
+  // kDeadline: the daemon waits for the store.
+  Frame AskDirectly(uint32_t uid, MessageType type, std::vector<uint8_t> body);
+
+  // --- the durable tier (world_durable.cc)
+  void RunDurable(const Op& op);
+  bool TakenOver(const LedgerEntry& entry);  // It repeats what the store says; checked against it.
+  void CheckStored(const LedgerEntry& entry) const;
+  void CheckGivenUp(const ledger::DurableWish& wish) const;
+  void CheckLevel(const Id128& attempt, Level level) const;  // Somebody was told.
+  void CheckUnavailable(MessageType type, const NamespaceKey& ns) const;
+  void CheckGaveWay(const Process& process) const;
+  void CheckAllDurable(const char* when) const;
+  void CheckWishAnswer(const Frame& request, const Frame& reply) const;
+  // What must be known of the namespace: by memory or, where memory does not know more, by memory and store.
+  const Model& KnownOf(const NamespaceKey& ns, std::optional<Model>& both) const;
+  void ReadStored(Process& process);
+
   WorldConfig config_;
+  SimStore store_;
   SimNode node_;
   Model model_;
   std::vector<Process> processes_;
@@ -184,7 +215,7 @@ class World : public Host {
   std::map<std::pair<Id128, uint32_t>, Choice> choices_;  // By nonce and sequence.
   std::optional<Frame> audit_reply_;
   ConnectionId audit_connection_ = 0;
-  uint64_t audits_ = 0, acknowledged_ = 0, restores_ = 0;
+  uint64_t audits_ = 0, acknowledged_ = 0, restores_ = 0, durable_ = 0, resumed_ = 0;
 };
 
 }  // namespace sp::sim

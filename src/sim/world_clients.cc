@@ -85,6 +85,10 @@ void World::StepWriter(size_t p, uint32_t arg) {
       return;
     }
     case Save::Phase::kMapped: {
+      if (save.durable && !save.asked) {
+        save.asked = true;
+        return Ask(p, MessageType::kMakeDurable, MakeDurableRequest{launch.ns.ns, save.attempt});
+      }
       const uint32_t count = ExtentsFor(save.length, node_.config().extent_bytes);
       for (uint32_t i = 0; i < count; ++i) {
         const MemoryRef& memory = process.slots[save.slot][i];
@@ -98,7 +102,10 @@ void World::StepWriter(size_t p, uint32_t arg) {
       save.phase = Save::Phase::kNone;
       ++process.saves;
       process.tries = 0;
-      if (arg % 4 != 0) Ask(p, MessageType::kWait, WaitRequest{launch.ns.ns, save.attempt, Level::kMemory, 20 * kNanosPerSecond});
+      if (arg % 4 != 0) {
+        const Level level = config_.store && arg % 8 == 3 ? Level::kDurable : Level::kMemory;
+        Ask(p, MessageType::kWait, WaitRequest{launch.ns.ns, save.attempt, level, 20 * kNanosPerSecond});
+      }
       return;
   }
 }
@@ -115,6 +122,7 @@ void World::BeginSave(size_t p, uint32_t arg) {
   const uint32_t n = process.saves % 6 == 4 ? process.saves + 1 : process.saves % 6 == 5 ? process.saves - 1 : process.saves;
   save.step = launch.first_step + 10 * n;
   save.try_number = process.tries;
+  save.durable = (arg >> 5) % 4 == 1;
   const uint64_t size = 1 + Mix(launch.nonce.bytes[0], n) % config_.shard_extents_max;
   save.length = size * node_.config().extent_bytes - 4096;
   Ask(p, MessageType::kReserve,
@@ -168,6 +176,7 @@ void World::StepReader(size_t p, uint32_t arg) {
     return Ask(p, MessageType::kUnpin, PinRequest{reading.pin});
   }
   if (!reading.record) return Ask(p, MessageType::kShardInfo, ShardRequest{reading.pin, reading.rank, 0});
+  if (reading.from_store) return ReadStored(process);
   if (reading.memory.size() < reading.extents) {
     return Ask(p, MessageType::kFetchExtents,
                FetchExtentsRequest{true, 0, reading.pin, reading.rank, static_cast<uint32_t>(reading.memory.size())});
@@ -258,6 +267,7 @@ void World::CheckNoSpace(size_t p, const Frame& reply) const {
     if (slot.use == Use::kIdle && slot.entry.session.pid == process.key.pid) idle += slot.entry.extents.size();
   }
   Require(idle < ExtentsFor(process.save.length, node_.config().extent_bytes), "I-28: no space, and the process has enough in its idle slots");
+  CheckGaveWay(process);
 }
 
 void World::SaveFailed(Process& process, StatusCode code) {
@@ -275,6 +285,7 @@ void World::OnReply(size_t p, const Frame& request, const Frame& reply, const st
   Process& process = processes_[p];
   Save& save = process.save;
   const bool ok = reply.status == StatusCode::kOk;
+  if (reply.status == StatusCode::kUnavailable) CheckUnavailable(request.type, launches_[process.launch].ns);
   switch (request.type) {
     case MessageType::kHello: {
       if (!ok) return;
@@ -292,6 +303,7 @@ void World::OnReply(size_t p, const Frame& request, const Frame& reply, const st
     }
     case MessageType::kOpenGeneration: {
       if (!awaited) return;
+      if (reply.status == StatusCode::kUnavailable) return;  // It asks again.
       if (!ok) return SaveFailed(process, StatusCode::kFenced);
       const auto r = *Decode<OpenGenerationReply>(reply.body);
       if (process.generation != 0) Require(process.generation == r.generation, "I-32: one launch, two generations");
@@ -348,17 +360,8 @@ void World::OnReply(size_t p, const Frame& request, const Frame& reply, const st
     case MessageType::kRenew:
       if (awaited && !ok && save.phase != Save::Phase::kNone) SaveFailed(process, reply.status);
       return;
-    case MessageType::kWait: {
-      const Id128 attempt = Decode<WaitRequest>(request.body)->attempt;
-      const ModelAttempt* a = model_.Find(attempt);
-      if (ok && Decode<WaitReply>(reply.body)->level == Level::kMemory) {
-        // Retired in the same moment is possible: a step that came out of order (F81).
-        Require(a && (model_.Complete(*a) || a->tombstone == ledger::TombstoneWhy::kRetired), "I-5: Wait told of a level that is not there");
-      }
-      if (ok && a) Require(a->manifest, "I-5: Wait told of completeness that is not in the ledger");
-      if (ok) ++acknowledged_;
-      return;
-    }
+    case MessageType::kWait: return OnWaitReply(*Decode<WaitRequest>(request.body), reply);
+    case MessageType::kMakeDurable: return CheckWishAnswer(request, reply);
     case MessageType::kOpenRead:
     case MessageType::kShardInfo:
     case MessageType::kReportCorrupt:
@@ -372,15 +375,20 @@ void World::CheckOpenRead(const Process& process, const OpenReadRequest& r, cons
   const std::pair<Id128, uint32_t> group{r.nonce, r.sequence};
   const auto choice = choices_.find(group);
   const bool chosen = !r.nonce.is_zero() && choice != choices_.end() && choice->second.expires > node_.now();
-  const ModelAttempt* latest = model_.Latest(ns);
+  if (reply.status == StatusCode::kUnavailable) return;
+  std::optional<Model> both;
+  const Model& known = KnownOf(ns, both);
+  const ModelAttempt* latest = known.Latest(ns);
   if (reply.status != StatusCode::kOk) {
     if (r.choice == ReadChoice::kLatest && r.nonce.is_zero()) {
       Require(latest == nullptr, "I-31: a restore found nothing although there is something");
-      Require(reply.status == model_.NothingLeft(ns), "I-31: never, lost and unknown are mixed up in a restore");
+      Require(reply.status == known.NothingLeft(ns), "I-31: never, lost and unknown are mixed up in a restore");
     }
     return;
   }
-  const Id128 got = Decode<OpenReadReply>(reply.body)->info.attempt;
+  const AttemptInfo info = Decode<OpenReadReply>(reply.body)->info;
+  CheckLevel(info.attempt, info.level);
+  const Id128 got = info.attempt;
   if (chosen) Require(got == choice->second.attempt, "I-7: two ranks of one restore got different steps");
   else if (r.choice == ReadChoice::kLatest && r.nonce.is_zero()) {  // With one, an answer that was lost may have chosen before.
     Require(latest && latest->key.AttemptId() == got, "I-6: a restore got another step than the newest of the lineage");
@@ -414,7 +422,9 @@ void World::OnReadReply(size_t p, const Frame& request, const Frame& reply, cons
       reading.record = *SealRecord::Decode(info.record.span());
       const ModelAttempt* a = model_.Find(reading.info.attempt);
       Require(a && a->shards.contains(reading.rank) && a->shards.at(reading.rank).record == *reading.record, "I-3: a reader got another record");
-      Require(!model_.quarantined().contains(reading.record->Identity()), "I-12: a quarantined shard is served");
+      reading.from_store = info.extents == 0;
+      const bool quarantined = model_.quarantined().contains(reading.record->Identity());
+      Require(reading.from_store || !quarantined, "I-12: a quarantined shard is served");
       reading.extents = ExtentsFor(reading.record->length_bytes, node_.config().extent_bytes);
       model_.PinUsed(reading.pin, node_.now() + node_.config().pin_ns);
       return;
