@@ -63,7 +63,7 @@ bench: build  ## Measure everything, 15 minutes; tables and picture in build/ben
 bench-quick: build  ## The same at a tenth of the size, 2 minutes: does it work, no figures
 	$(PY) -m bench --quick --out build/bench-quick
 
-bench-durable: build  ## Measure the durable tier, 4 minutes: the disk of build/bench, a server on loopback; tables go into docs/operating
+bench-durable: build  ## Measure the durable tier, 6 minutes: the disk of build/bench, a server on loopback; tables go into docs/operating
 	cmake --preset bench > /dev/null
 	cmake --build build/bench --target s3_bench s3_sink -j $(JOBS)
 	$(PY) -m bench.durable --write
