@@ -5,6 +5,8 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <ctime>
+
 #include "client/stored_pin.h"
 #include "convert.h"
 #include "durable/open_store.h"
@@ -30,7 +32,7 @@ Store OpenForReading(const std::string& url) { return {Value(Unlocked([&] { retu
 // Names and reasons.
 std::vector<std::pair<FoundStep, std::string>> Remains(const Store& s, const std::string& ns) {
   std::vector<std::pair<FoundStep, std::string>> remains;
-  const StoreListing listing = Value(Unlocked([&] { return ListStore(*s.store, ns, ReadLimits(kManyObjects)); }));
+  const StoreListing listing = Value(Unlocked([&] { return ListStore(*s.store, ns, std::time(nullptr), ReadLimits(kManyObjects)); }));
   for (const Departure& departure : listing.remains) remains.emplace_back(FoundStep{departure.step, 0}, departure.why);
   return remains;
 }
@@ -40,8 +42,13 @@ std::vector<std::pair<bool, std::string>> JudgeSteps(const std::vector<std::pair
   std::vector<DatedStep> steps;
   for (const auto& [step, modified] : newest_first) steps.push_back({step, modified});
   std::vector<std::pair<bool, std::string>> judged;
-  for (const Judgement& judgement : Judge({keep_last, keep_every, keep_for}, steps)) judged.emplace_back(judgement.stays, judgement.why);
+  for (const Judgement& judgement : Judge({keep_last, keep_every, keep_for}, steps, std::time(nullptr))) judged.emplace_back(judgement.stays, judgement.why);
   return judged;
+}
+
+std::pair<std::vector<ObjectInfo>, std::string> ListObjects(const Store& s, const std::string& prefix, const std::string& cursor) {
+  ListPage page = Value(Unlocked([&] { return s.store->List(prefix, cursor, ReadLimits(kManyObjects)); }));
+  return {std::move(page.objects), std::move(page.next)};
 }
 
 nb::bytes ReadRange(const Store& s, const std::string& key, uint64_t offset, uint64_t size) {
@@ -94,8 +101,9 @@ void BindStore(nb::module_& m) {
           "open", [](const Store& s, const FoundStep& step) { return Value(Unlocked([&] { return StoredPin::Open(s.store, step.name); })); }, "name"_a,
           "One of its steps. NotFound, Corrupt, Incomplete.")
       .def(
-          "objects", [](const Store& s, const std::string& prefix) { return Value(Unlocked([&] { return ListAll(*s.store, prefix, ReadLimits(kManyObjects)); })); },
-          "prefix"_a = "", "All objects whose keys begin with `prefix`, ascending; but for keys that no store of ours could have. NotFound, Unavailable, Denied.")
+          "objects", &ListObjects, "prefix"_a = "", "cursor"_a = "",
+          "One page of the objects whose keys begin with `prefix`, ascending, and the cursor of the next page, empty after the last; but for keys that "
+          "no store of ours could have. NotFound, Unavailable, Denied.")
       .def("read", &ReadRange, "key"_a, "offset"_a, "size"_a, "A range of one object, unchecked. NotFound; Corrupt: it ends before.")
       .def("remains", &Remains, "ns"_a = "",
            "What is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing in a week. "

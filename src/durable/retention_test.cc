@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kDay = 24 * 3600;
 
-std::vector<uint64_t> Kept(const RetentionRule& rule, const std::vector<DatedStep>& newest_first) {
-  const auto judgements = Judge(rule, newest_first);
+std::vector<uint64_t> Kept(const RetentionRule& rule, const std::vector<DatedStep>& newest_first, int64_t now = 1'000'000) {
+  const auto judgements = Judge(rule, newest_first, now);
   EXPECT_EQ(judgements.size(), newest_first.size());
   std::vector<uint64_t> kept;
   for (size_t i = 0; i < judgements.size(); ++i) {
@@ -50,9 +50,18 @@ TEST(RetentionRule, NothingGoesWithoutOne) {
 }
 
 TEST(RetentionRule, AStepThatIsNewestByGenerationStaysThoughOlderByTheClock) {
-  // A second daemon, whose clock is behind: the store's time does not decide what is the newest.
+  // Of a second daemon, whose clock is behind: the store's time does not decide what is the newest.
   EXPECT_EQ(Kept({.keep_last = 1}, {{10, 500}, {20, 900}}), (std::vector<uint64_t>{10}));
-  EXPECT_EQ(Kept({.keep_for_s = 100}, {{10, 500}, {20, 900}, {30, 850}}), (std::vector<uint64_t>{10, 20, 30}));
+  EXPECT_EQ(Kept({.keep_for_s = 100}, {{10, 500}, {20, 900}, {30, 850}, {40, 450}, {50, 399}}), (std::vector<uint64_t>{10, 20, 30, 40}));
+}
+
+TEST(RetentionRule, OneWrongClockDeletesNothingEarly) {
+  constexpr int64_t kYear = 365 * kDay, kNow = 50 * kYear;
+  const std::vector<DatedStep> fresh = {{3, kNow - 10}, {2, kNow - 20}, {1, kNow - 30}};
+  EXPECT_EQ(Kept({.keep_for_s = 60}, fresh, kNow + 10 * kYear).size(), 3u) << "this machine's is ahead";
+  EXPECT_EQ(Kept({.keep_for_s = 60}, fresh, 0).size(), 3u) << "or behind";
+  EXPECT_EQ(Kept({.keep_for_s = 60}, {{3, kNow + 10 * kYear}, {2, kNow - 20}, {1, kNow - 30}}, kNow).size(), 3u) << "the store's was ahead for the newest";
+  EXPECT_EQ(Kept({.keep_for_s = 60}, {{3, kNow - 10}, {2, kNow + 10 * kYear}, {1, kNow - 30}}, kNow).size(), 3u) << "or for another one";
 }
 
 struct Retained : testing::Test {
@@ -60,6 +69,7 @@ struct Retained : testing::Test {
   MemoryStore memory{clock};
   FaultyStore store{memory, clock};
   KnownKeys known;
+  int64_t now = 100 * 365 * kDay;  // This machine's clock.
 
   // A whole step of one small shard.
   StepName Put(uint64_t number, uint64_t generation = 7, uint32_t uid = 1000) {
@@ -83,7 +93,7 @@ struct Retained : testing::Test {
     return {{record}, {ledger::Generation{uid, "run-3", generation, {}, 1, false, {}, 0, 0, false, true}}};
   }
   std::vector<uint64_t> Plan(const RetentionRule& rule, uint32_t uid = 1000) {
-    const auto plan = PlanRetention(store, rule, "run-3", uid, known, {});
+    const auto plan = PlanRetention(store, rule, "run-3", uid, now, known, {});
     EXPECT_TRUE(plan.has_value()) << plan.error().ToString();
     std::vector<uint64_t> steps;
     if (plan) {
@@ -127,7 +137,63 @@ TEST_F(Retained, EachManifestIsReadOnce) {
   store.Add({.call = StoreCall::kReadRange, .kind = FaultKind::kFailBefore, .nth = 1, .times = 100, .key_part = "", .status = Status(StatusCode::kUnavailable, "503"), .at = 0});
   EXPECT_EQ(Plan({.keep_last = 2}).size(), 3u);
   Put(6);
-  EXPECT_FALSE(PlanRetention(store, {.keep_last = 2}, "run-3", 1000, known, {}).has_value()) << "one that is not known has to be read";
+  EXPECT_FALSE(PlanRetention(store, {.keep_last = 2}, "run-3", 1000, now, known, {}).has_value()) << "one that is not known has to be read";
+}
+
+// A copy that somebody made under another step's name, or another run's, is not a step; reading the true one before does not make it one.
+TEST_F(Retained, ACopyOfAStepIsForeign) {
+  const StepName step = Put(1);
+  Put(2);
+  const std::vector<ObjectInfo> objects = ListAll(memory, step.Prefix(), {}).value();
+  for (const ObjectInfo& object : objects) {
+    const std::string content = ReadObject(memory, object.key, 1 << 20, {}).value();
+    for (const char* place : {"run-3/step-5/", "run-4/step-1/"}) {
+      ASSERT_TRUE(memory.Create(place + object.key.substr(std::string("run-3/step-1/").size()), AsBytes(content), {}).value());
+    }
+  }
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(Plan({.keep_last = 1}), (std::vector<uint64_t>{1}));
+    const auto other = PlanRetention(store, {.keep_last = 1}, "run-4", 1000, now, known, {});
+    ASSERT_TRUE(other.has_value());
+    EXPECT_TRUE(other->empty());
+  }
+}
+
+TEST_F(Retained, AStepThatMayNotBeReadKeepsNoOtherOne) {
+  Put(1);
+  const StepName denied = Put(2);
+  Put(3);
+  for (const StatusCode code : {StatusCode::kDenied, StatusCode::kLimit}) {
+    known.clear();
+    store.Add({.call = StoreCall::kReadRange, .kind = FaultKind::kFailBefore, .nth = 1, .times = 1, .key_part = denied.Prefix(), .status = Status(code, "no"), .at = 0});
+    EXPECT_EQ(Plan({.keep_last = 1}), (std::vector<uint64_t>{1}));
+  }
+}
+
+TEST_F(Retained, F68_AStepWithoutItsLineageIsNotTheNewest) {
+  Put(1);
+  Put(2);
+  const StepName damaged = Put(3);
+  SP_ASSERT_OK(memory.Delete(damaged.Prefix() + "lineage.json", {}));
+  EXPECT_EQ(Plan({.keep_last = 1}), (std::vector<uint64_t>{1}));
+}
+
+// I-23: whatever deleted a shard of a step that is being written, the step does not become whole without it.
+TEST_F(Retained, I23_NoManifestIsMadeForWhatHasGone) {
+  const StoredStep step = Make(1, 7, 1000);
+  const StepName name{"run-3", 1, step.records[0].attempt};
+  const std::vector<uint8_t> content(100, 1);
+  const auto put = [&] { return PutShard(memory, {true, true}, step.records[0], PutSource::OfMemory(content), {}).has_value(); };
+  for (const std::string file : {"rank-0.safetensors", "rank-0.crc32c"}) {
+    ASSERT_TRUE(put());
+    SP_ASSERT_OK(memory.Delete(name.Prefix() + file, {}));
+    SP_EXPECT_CODE(kIncomplete, PutManifest(store, step, {}));
+  }
+  ASSERT_TRUE(put());
+  ASSERT_TRUE(memory.Create(name.Prefix() + "deleting.json", AsBytes("{}"), {}).value());
+  SP_EXPECT_CODE(kIncomplete, PutManifest(store, step, {}));
+  SP_ASSERT_OK(memory.Delete(name.Prefix() + "deleting.json", {}));
+  SP_ASSERT_OK(PutManifest(store, step, {}));
 }
 
 TEST_F(Retained, F61_ADeletionThatWasCutShortAnywhereIsFoundAndFinished) {
@@ -142,7 +208,7 @@ TEST_F(Retained, F61_ADeletionThatWasCutShortAnywhereIsFoundAndFinished) {
       EXPECT_EQ(nth, 6u) << "manifest, shard, checksums, lineage, mark";
       break;
     }
-    const auto plan = PlanRetention(store, {.keep_last = 1}, "run-3", 1000, known, {});
+    const auto plan = PlanRetention(store, {.keep_last = 1}, "run-3", 1000, now, known, {});
     ASSERT_TRUE(plan.has_value());
     ASSERT_EQ(plan->size(), 1u) << nth;
     EXPECT_EQ((*plan)[0].step, gone);
@@ -174,6 +240,18 @@ TEST_F(Retained, I24_WhatNobodyFinishesGoesAfterAWeekByTheStoresClock) {
   EXPECT_EQ(Plan({.keep_last = 2}), std::vector<uint64_t>()) << "an idle store's clock does not go on";
   Put(4);
   EXPECT_EQ(Plan({.keep_last = 3}), std::vector<uint64_t>({1}));
+}
+
+TEST_F(Retained, I24_ADrainThatIsUnderWayIsNotOldForOneWrongClock) {
+  const StoredStep half = Make(1, 7, 1000);
+  ASSERT_TRUE(PutShard(memory, {true, true}, half.records[0], PutSource::OfMemory(std::vector<uint8_t>(100, 1)), {}).has_value());
+  const int64_t written = ListAll(memory, "", {}).value().front().modified_unix_s;
+  clock.Advance(30 * kDay * kNanosPerSecond);  // The store's clock was ahead for a while.
+  Put(2);
+  now = written + kDay;
+  EXPECT_TRUE(Plan({.keep_last = 1}).empty());
+  now = written + 8 * kDay;
+  EXPECT_EQ(Plan({.keep_last = 1}), std::vector<uint64_t>({1}));
 }
 
 TEST_F(Retained, ForeignObjectsAreNeitherStepsNorRemains) {

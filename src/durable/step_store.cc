@@ -30,14 +30,26 @@ Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, 
   return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + " is there already and differs; it is left as it is");
 }
 
-// The records of a manifest that is this step's.
-Result<std::vector<SealRecord>> ReadManifest(ObjectStore& store, const StepName& name, const CallLimits& limits) {
-  const std::string key = name.Prefix() + "manifest.json";
-  SP_ASSIGN_OR_RETURN(const std::string manifest, ReadObject(store, key, kDocumentMax, limits));
-  Result<std::vector<SealRecord>> records = ParseManifest(manifest);
-  if (!records) return Error(StatusCode::kCorrupt, ObjectUrl(store, key) + ": " + records.error().message());
-  if (StepPrefix(records->front().key) != name.Prefix()) return Error(StatusCode::kCorrupt, ObjectUrl(store, key) + ": is the manifest of another step");
-  return records;
+// Of a step that is about to get its manifest: all of it is there. A listing may lag behind, so what it lacks is asked for by name.
+Status CheckObjects(ObjectStore& store, const StoredStep& step, const CallLimits& limits) {
+  const std::string prefix = StepPrefix(step.records.front().key);
+  std::map<std::string, uint64_t> sizes;
+  SP_RETURN_IF_ERROR(ForEachObject(store, prefix, limits, [&](const ObjectInfo& object) { sizes[object.key] = object.size_bytes; }));
+  if (const std::string mark = prefix + std::string(kDeletingName); sizes.contains(mark)) {
+    return Status(StatusCode::kIncomplete, ObjectUrl(store, mark) + " is there: somebody is deleting the step");
+  }
+  const auto check = [&](const std::string& key, uint64_t size) -> Status {
+    if (const auto listed = sizes.find(key); listed != sizes.end() && listed->second == size) return {};
+    const Result<ObjectInfo> there = store.Head(key, limits);
+    if (there && there->size_bytes == size) return {};
+    if (!there && there.error().code() != StatusCode::kNotFound) return there.error();
+    return Status(StatusCode::kIncomplete, ObjectUrl(store, key) + (there ? " has another length than it had" : " has gone") + " since it was confirmed");
+  };
+  for (const SealRecord& record : step.records) {
+    SP_RETURN_IF_ERROR(check(ShardObjectKey(record), record.length_bytes));
+    SP_RETURN_IF_ERROR(check(ChecksumsObjectKey(record), 4 * BlockCount(record.length_bytes)));
+  }
+  return {};
 }
 
 }  // namespace
@@ -73,6 +85,7 @@ Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities
 
 Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits) {
   const AttemptKey& key = step.records.front().key;
+  SP_RETURN_IF_ERROR(CheckObjects(store, step, limits));
   // The first writer's: a daemon that repeats this after a restart may know more of the lineage by then, but nothing else.
   SP_ASSIGN_OR_RETURN([[maybe_unused]] const bool made, store.Create(LineageObjectKey(key), AsBytes(MakeLineage(step.lineage)), limits));
   return CreateSame(store, ManifestObjectKey(key), AsBytes(MakeManifest(step.records)), limits);
@@ -87,7 +100,7 @@ Result<std::vector<FoundStep>> ListSteps(ObjectStore& store, const std::string& 
   return found;
 }
 
-Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, const CallLimits& limits) {
+Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, int64_t now_unix_s, const CallLimits& limits) {
   struct Folder {
     std::optional<int64_t> manifest;  // When it was made.
     int64_t newest = 0;               // Object.
@@ -111,7 +124,7 @@ Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, const 
     const auto newest = newest_manifest.find(step.ns);
     if (folder.manifest) listing.steps.push_back({step, *folder.manifest});
     else if (folder.deleting) listing.remains.push_back({step, "its deletion was cut short"});
-    else if (newest != newest_manifest.end() && folder.newest < newest->second - kUnfinishedForSeconds) {
+    else if (newest != newest_manifest.end() && folder.newest < std::min(newest->second, now_unix_s) - kUnfinishedForSeconds) {
       listing.remains.push_back({step, "nobody has finished writing it in " + std::to_string(kUnfinishedForSeconds / (24 * 3600)) + " days"});
     }
   }
@@ -148,19 +161,18 @@ Result<NewestSteps> ReadNewestSteps(ObjectStore& store, const std::string& ns, u
   return newest;
 }
 
-Result<AttemptKey> ReadAttemptKey(ObjectStore& store, const StepName& name, const CallLimits& limits) {
-  SP_ASSIGN_OR_RETURN(const std::vector<SealRecord> records, ReadManifest(store, name, limits));
-  return records.front().key;
-}
-
 Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, const CallLimits& limits) {
   const std::string prefix = name.Prefix();
   const auto damaged = [&](const std::string& what, const std::string& why) {
     return Error(StatusCode::kCorrupt, ObjectUrl(store, prefix + what) + ": " + why);
   };
   StoredStep step;
-  SP_ASSIGN_OR_RETURN(step.records, ReadManifest(store, name, limits));
+  SP_ASSIGN_OR_RETURN(const std::string manifest, ReadObject(store, prefix + "manifest.json", kDocumentMax, limits));
+  Result<std::vector<SealRecord>> records = ParseManifest(manifest);
+  if (!records) return damaged("manifest.json", records.error().message());
+  step.records = std::move(*records);
   const AttemptKey& key = step.records.front().key;
+  if (StepPrefix(key) != prefix) return damaged("manifest.json", "is the manifest of another step");
   const Result<std::string> lineage = ReadObject(store, prefix + "lineage.json", kDocumentMax, limits);
   if (!lineage && lineage.error().code() == StatusCode::kNotFound) {
     return Error(StatusCode::kIncomplete, ObjectUrl(store, prefix + "lineage.json") + " is missing, although the step's manifest is there");

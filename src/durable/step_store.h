@@ -19,7 +19,8 @@ enum class ConfirmedBy : uint8_t { kStore = 0, kReadingBack = 1 };
 Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities, const SealRecord& record, const PutSource& shard,
                              const CallLimits& limits);
 
-// To be called when every shard was put: from here on the step is whole. kCorrupt: another manifest is there under this attempt's key.
+// To be called when every shard was put: from here on the step is whole. kIncomplete: an object of it has gone since, or is being deleted. kCorrupt: another
+// manifest is there under this attempt's key.
 Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits);
 
 struct FoundStep {
@@ -35,9 +36,9 @@ struct StoreListing {
   std::vector<FoundStep> steps;    // As ListSteps.
   std::vector<Departure> remains;  // Objects of steps that are not whole and never will be: nobody reads them, and they take room.
 };
-// Remains are what a deletion left that was cut short, and what nobody has finished writing in kUnfinishedFor before the namespace's newest manifest
-// was made: by the store's clock alone, so that no wrong clock makes a drain that is under way look old.
-Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, const CallLimits& limits);
+// Remains are what a deletion left that was cut short, and what nobody has finished writing in kUnfinishedForSeconds before the namespace's newest
+// manifest was made, and before `now_unix_s`, this machine's clock: one wrong clock does not make a drain that is under way look old.
+Result<StoreListing> ListStore(ObjectStore& store, const std::string& ns, int64_t now_unix_s, const CallLimits& limits);
 inline constexpr int64_t kUnfinishedForSeconds = 7 * 24 * 3600;  // A shard of 1 TiB is written in half of it (T_abort, I-24).
 
 struct NewestSteps {
@@ -54,9 +55,6 @@ Result<StoredStep> ReadStoredStep(ObjectStore& store, const StepName& name, cons
 // Aborts unfinished uploads of objects that steps have, under `prefix`: those whose writers are gone, and those that were begun before
 // `begun_before_unix_s`. Returns how many. Others' uploads are left alone.
 Result<uint64_t> SweepUploads(ObjectStore& store, const std::string& prefix, int64_t begun_before_unix_s, const CallLimits& limits);
-
-// Of a whole step, the key that its manifest gives it. kNotFound: no such step, or not whole. kCorrupt: the manifest is damaged or another step's.
-Result<AttemptKey> ReadAttemptKey(ObjectStore& store, const StepName& name, const CallLimits& limits);
 
 // Deletes the manifest first, so that the step is never half there, then the objects that such a step has and nothing else. What is left of one that was
 // cut short is found by ListStore: a mark is made first and goes last. Can be repeated.

@@ -264,6 +264,9 @@ TEST_F(Steps, I6_TheNewestAreThoseOfTheNewestGeneration) {
     record.length_bytes = 100;
     record.header_bytes = 64;
     record.static_offset = 32;
+    const std::vector<uint8_t> content = Bytes(record.length_bytes, 1);
+    record.block_root = BlockRoot(PutSource::OfMemory(content).block_crcs);
+    SP_ASSERT_OK(PutShard(store, abilities, record, PutSource::OfMemory(content), {}));
     made.records = {record};
     made.lineage = {ledger::Generation{uid, "run-3", generation, {}, 1, false, {}, 0, 0, false, true}};
     SP_ASSERT_OK(PutManifest(store, made, {}));

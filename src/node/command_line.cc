@@ -143,8 +143,8 @@ Result<GivenValues> ParseSettingsToml(const std::string& text, const std::string
     table = toml::parse(foreign.Hide(text), path);
   } catch (const toml::parse_error& error) {
     std::ostringstream where;
-    where << path << ":" << error.source().begin.line << ": " << error.description();
-    return std::unexpected(Wrong(foreign.Restore(where.str())));
+    where << path << ":" << error.source().begin.line << ": " << foreign.Restore(error.description());
+    return std::unexpected(Wrong(where.str()));
   } catch (const std::logic_error& error) {
     return std::unexpected(Wrong(path + ": " + error.what()));
   }

@@ -81,10 +81,11 @@ struct RetentionPlanned {  // Answer to action::PlanRetention.
   Status status;
   std::vector<Departure> departures;
 };
-struct StepsDeleted {  // Answer to action::DeleteSteps. kOk: all of them.
+struct StepsDeleted {  // Answer to action::DeleteSteps.
   uint32_t uid = 0;
   std::string ns;
-  Status status;
+  Status status;                // Not OK: why the others are still there.
+  std::vector<StepName> steps;  // That are gone.
 };
 struct ExtentCreated {
   uint32_t extent = 0;

@@ -19,7 +19,7 @@ constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
 constexpr size_t kStepsListed = 16;
 constexpr size_t kRecordsListed = 512;
 constexpr size_t kKeysKnown = 100'000;  // Of manifests that need not be read again to plan what goes: 20 MB.
-constexpr Nanos kDeleting = 600 * kNanosPerSecond;  // Of any number of steps; what is not done by then goes with the next plan.
+constexpr Nanos kDeleting = 300 * kNanosPerSecond;  // Of one order's steps; what is not done by then goes with the next plan.
 
 int64_t UnixSeconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -169,9 +169,8 @@ void Drainer::PlanRetention(uint32_t uid, const std::string& ns) {
   const auto plan = [this, uid, ns]() -> Result<std::vector<Departure>> {
     const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
-    const std::lock_guard lock(keys_mutex_);
     if (keys_.size() > kKeysKnown) keys_.clear();
-    return sp::PlanRetention(*opened.store, rule_, ns, uid, keys_, limits);
+    return sp::PlanRetention(*opened.store, rule_, ns, uid, UnixSeconds(), keys_, limits);
   };
   Submit(
       [plan, uid, ns, door = door_] {
@@ -183,23 +182,26 @@ void Drainer::PlanRetention(uint32_t uid, const std::string& ns) {
 }
 
 void Drainer::DeleteSteps(uint32_t uid, const std::string& ns, const std::vector<StepName>& steps) {
-  const auto remove = [this, steps]() -> Status {
+  const auto remove = [this, uid, ns, steps]() -> event::StepsDeleted {
+    event::StepsDeleted done{uid, ns, {}, {}};
     const CallLimits limits = Limits(kDeleting, nullptr);
-    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
-    Status first;  // One that cannot be deleted keeps no other one.
-    for (const StepName& step : steps) {
-      const Status deleted = DeleteStep(*opened.store, step, limits);
-      if (first.ok()) first = deleted;
+    const auto opened = door_->Open(limits);
+    if (!opened) done.status = opened.error();
+    for (const StepName& step : steps) {  // One that cannot be deleted keeps no other one.
+      if (!opened) break;
+      const Status deleted = DeleteStep(*opened->store, step, limits);
+      if (deleted.ok()) done.steps.push_back(step);
+      else if (done.status.ok()) done.status = deleted;
     }
-    return first;
+    return done;
   };
   Submit(
-      [remove, uid, ns, door = door_] {
-        const Status removed = remove();
-        if (!removed.ok()) door->Close();
-        return event::StepsDeleted{uid, ns, removed};
+      [remove, door = door_] {
+        event::StepsDeleted done = remove();
+        if (!done.status.ok()) door->Close();
+        return done;
       },
-      [uid, ns](const Status& why) { return event::StepsDeleted{uid, ns, why}; });
+      [uid, ns](const Status& why) { return event::StepsDeleted{uid, ns, why, {}}; });
 }
 
 void Drainer::Sweep() {

@@ -30,7 +30,7 @@ class Drainer {
   void StoreShard(const SealRecord& record, ExtentSet lease);
   void StoreManifest(const Id128& attempt, const StoredStep& step);
   void List(uint32_t uid, const std::string& ns);
-  void PlanRetention(uint32_t uid, const std::string& ns);
+  void PlanRetention(uint32_t uid, const std::string& ns);  // Not before the last one was answered.
   void DeleteSteps(uint32_t uid, const std::string& ns, const std::vector<StepName>& steps);
   void Sweep();  // Aborts what dead writers left (I-24). Nobody is told.
 
@@ -59,8 +59,7 @@ class Drainer {
   RateLimit rate_;
   const uint64_t slowest_;  // Bytes per second of one shard, below which it is given up and tried again.
   const RetentionRule rule_;
-  std::mutex keys_mutex_;  // Also keeps plans apart: two would read the same manifests.
-  KnownKeys keys_;
+  KnownKeys keys_;  // Of the one plan that is made at a time.
   std::atomic<bool> cancelled_ = false;
   std::map<Hash256, Progress> progress_;
   std::unique_ptr<Executor> executor_;  // Last: its threads use the others, so it goes first.

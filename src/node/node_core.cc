@@ -121,7 +121,7 @@ std::optional<Nanos> NodeCore::Impl::NextDeadline() const {
     if (drain.retry_at != 0) consider(drain.retry_at);  // Once looked at, it waits for its turn, which comes when another one ends.
   }
   for (const auto& [ns, retention] : retentions_) {
-    if (retention.wanted && !retention.under_way && !stopping_) consider(retention.retry_at);
+    if (retention.wanted && !retaining_ && !stopping_) consider(retention.retry_at);
   }
   for (const Unanswered& u : unanswered_) consider(u.deadline);
   for (const auto& [id, session] : sessions_) {

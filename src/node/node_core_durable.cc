@@ -167,6 +167,10 @@ void NodeCore::Impl::On(const event::ManifestStored& e) {
   const auto it = drains_.find(e.attempt);
   if (it == drains_.end()) return PumpDrains();
   it->second.manifest_under_way = false;
+  if (e.status.code() == StatusCode::kIncomplete) {  // What was confirmed is gone, deleted by somebody: it is not sent a second time.
+    GiveUpDrain(e.attempt, "the manifest: " + e.status.message());
+    return PumpDrains();
+  }
   if (!e.status.ok() && !SP_PLANTED(durable_unconfirmed)) {
     DrainFailed(e.attempt, "the manifest", e.status);
     return PumpDrains();

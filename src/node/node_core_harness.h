@@ -227,6 +227,7 @@ class NodeCoreHarness {
   std::vector<StoredStep> stored;   // What it has: outlives this node's memory.
   Status newest_damaged;            // What a listing says of the newest.
   std::vector<Departure> departures;  // What its rule lets go.
+  uint64_t undeletable = 0;           // A step.
   std::set<Id128> dead_sessions;
   int kill_after = -1;                  // SIGKILL after so many more ledger entries.
   bool killed = false;
@@ -292,12 +293,21 @@ class NodeCoreHarness {
         }
         Answer(hold_store, std::move(e));
       } else if (const auto* a = std::get_if<action::PlanRetention>(&any)) {
-        Answer(hold_store, event::RetentionPlanned{a->uid, a->ns, store_status, store_status.ok() ? departures : std::vector<Departure>()});
-      } else if (const auto* a = std::get_if<action::DeleteSteps>(&any)) {
-        for (const StepName& name : a->steps) {
-          if (store_status.ok()) std::erase_if(stored, [&](const StoredStep& s) { return s.records[0].attempt == name.attempt; });
+        event::RetentionPlanned e{a->uid, a->ns, store_status, {}};
+        for (const Departure& departure : departures) {
+          const auto is_it = [&](const StoredStep& s) { return s.records[0].attempt == departure.step.attempt; };
+          if (store_status.ok() && std::ranges::any_of(stored, is_it)) e.departures.push_back(departure);
         }
-        Answer(hold_store, event::StepsDeleted{a->uid, a->ns, store_status});
+        Answer(hold_store, std::move(e));
+      } else if (const auto* a = std::get_if<action::DeleteSteps>(&any)) {
+        event::StepsDeleted e{a->uid, a->ns, store_status, {}};
+        for (const StepName& name : a->steps) {
+          if (!store_status.ok() || name.step == undeletable) continue;
+          std::erase_if(stored, [&](const StoredStep& s) { return s.records[0].attempt == name.attempt; });
+          e.steps.push_back(name);
+        }
+        if (e.status.ok() && e.steps.size() < a->steps.size()) e.status = Status(StatusCode::kDenied, "403");
+        Answer(hold_store, std::move(e));
       } else if (const auto* a = std::get_if<action::CreateExtents>(&any)) {
         for (uint32_t i = 0; i < a->count; ++i) {
           if (!hold_extents) extents.insert(a->first + i);

@@ -237,7 +237,8 @@ class NodeCore::Impl {
   // --- what goes from the durable tier (node_core_retention.cc)
   void WantRetention(const NamespaceKey& ns);
   void PumpRetention();
-  void RetentionEnded(const NamespaceKey& ns, const Status& status);
+  bool MayGo(const NamespaceKey& ns, const Id128& attempt) const;
+  void RetentionEnded(const NamespaceKey& ns, const Status& status, bool progress);
 
   // --- reading
   Result<const Attempt*> Choose(const NamespaceKey& ns, const OpenReadRequest& r) const;
@@ -315,10 +316,13 @@ class NodeCore::Impl {
   std::vector<Unanswered> unanswered_;  // Until their namespace has been listed.
   struct Retention {
     bool wanted = false;
-    bool under_way = false;
     Nanos retry_at = 0;
+    uint32_t failures = 0;                // In a row.
+    std::map<StepName, std::string> why;  // Of what is being deleted.
   };
   std::map<NamespaceKey, Retention> retentions_;
+  std::optional<NamespaceKey> retaining_;  // One at a time: the threads are there for what goes to the store.
+  NamespaceKey retained_last_;
   struct Counters {
     uint64_t durable = 0, drain_failures = 0, drain_bytes = 0, stored_deleted = 0;
     uint64_t seals = 0, completed = 0, retired = 0, closed = 0, quarantined = 0, refused = 0;

@@ -12,7 +12,9 @@ namespace sp {
 using Severity = action::Log::Severity;
 
 namespace {
-constexpr Nanos kRetryAfter = 60 * kNanosPerSecond;  // Nothing waits for it.
+constexpr Nanos kRetryFirst = 60 * kNanosPerSecond;  // Nothing waits for it. Doubled up to an hour.
+constexpr uint32_t kRetryDoublings = 6;
+constexpr size_t kDeletedAtOnce = 256;  // Steps: a rule that is new may let go of very many.
 }  // namespace
 
 void NodeCore::Impl::WantRetention(const NamespaceKey& ns) {
@@ -20,52 +22,78 @@ void NodeCore::Impl::WantRetention(const NamespaceKey& ns) {
 }
 
 void NodeCore::Impl::PumpRetention() {
-  if (stopping_) return;
-  for (auto& [ns, retention] : retentions_) {
-    if (!retention.wanted || retention.under_way || retention.retry_at > now_) continue;
-    retention.wanted = false;
-    retention.under_way = true;
-    actions_.push_back(action::PlanRetention{ns.uid, ns.ns});
-  }
+  if (stopping_ || retaining_) return;
+  const auto due = [&](const auto& r) { return r.second.wanted && r.second.retry_at <= now_; };
+  auto next = std::find_if(retentions_.upper_bound(retained_last_), retentions_.end(), due);  // In turn.
+  if (next == retentions_.end()) next = std::find_if(retentions_.begin(), retentions_.end(), due);
+  if (next == retentions_.end()) return;
+  next->second.wanted = false;
+  retaining_ = retained_last_ = next->first;
+  actions_.push_back(action::PlanRetention{next->first.uid, next->first.ns});
+}
+
+bool NodeCore::Impl::MayGo(const NamespaceKey& ns, const Id128& id) const {
+  if (drains_.contains(id) || HasMemory(id)) return false;  // Whoever's it is: remains are not one user's.
+  if (PinnedAttempts(ns).contains(id)) return false;
+  const Attempt* attempt = catalog_.FindAttempt(ns, id);
+  if (!attempt || attempt->tombstone) return true;
+  if (!attempt->durable || attempt->operator_pin) return false;
+  // Of a launch that was rolled back the store's order is not the order in which this node would read: its own newest ones stay, too.
+  std::vector<const Attempt*> lineage = catalog_.Lineage(ns, Level::kDurable);
+  lineage.resize(std::min<size_t>(lineage.size(), config_.durable_keeps.value_or(0)));
+  return std::ranges::find(lineage, attempt) == lineage.end();
 }
 
 void NodeCore::Impl::On(const event::RetentionPlanned& e) {
   const NamespaceKey ns{e.uid, e.ns};
-  if (!e.status.ok()) return RetentionEnded(ns, e.status);
-  const std::set<Id128> in_use = PinnedAttempts(ns);
-  std::vector<const Attempt*> lineage = catalog_.Lineage(ns, Level::kDurable);
-  lineage.resize(std::min<size_t>(lineage.size(), config_.durable_keeps.value_or(0)));
+  if (!e.status.ok() || stopping_) return RetentionEnded(ns, e.status, false);
+  Retention& retention = retentions_[ns];
   std::vector<StepName> steps;
   for (const Departure& departure : e.departures) {
     const Id128& id = departure.step.attempt;
-    const Attempt* attempt = catalog_.FindAttempt(ns, id);
-    const bool known = attempt && !attempt->tombstone;
-    // Of a launch that was rolled back the store's order is not the order in which this node would read: its own newest ones stay, too.
-    const bool newest = std::ranges::find(lineage, attempt) != lineage.end();
-    if (in_use.contains(id) || (known && (!attempt->durable || attempt->operator_pin || newest || HasMemory(id)))) continue;
-    if (known) Commit(ledger::Tombstone{ns.uid, ns.ns, id, ledger::TombstoneWhy::kRetired, "deleted from the durable tier: " + departure.why});
-    Log(Severity::kInfo, "stored_step_deleted",
-        {{"namespace", ns.ns}, {"uid", std::to_string(ns.uid)}, {"step", std::to_string(departure.step.step)}, {"attempt", id.ToHex()}, {"why", departure.why}});
+    if (!MayGo(ns, id)) continue;
+    if (steps.size() == kDeletedAtOnce) {
+      retention.wanted = true;
+      break;
+    }
+    // Before it goes: from here on nobody is sent there.
+    if (const Attempt* attempt = catalog_.FindAttempt(ns, id); attempt && !attempt->tombstone) {
+      Commit(ledger::Tombstone{ns.uid, ns.ns, id, ledger::TombstoneWhy::kRetired, "deleted from the durable tier: " + departure.why});
+    }
+    retention.why[departure.step] = departure.why;
     steps.push_back(departure.step);
   }
-  if (steps.empty()) return RetentionEnded(ns, {});
-  counters_.stored_deleted += steps.size();
+  if (steps.empty()) return RetentionEnded(ns, {}, false);
   actions_.push_back(action::DeleteSteps{ns.uid, ns.ns, std::move(steps)});
 }
 
-void NodeCore::Impl::On(const event::StepsDeleted& e) { RetentionEnded({e.uid, e.ns}, e.status); }
+void NodeCore::Impl::On(const event::StepsDeleted& e) {
+  const NamespaceKey ns{e.uid, e.ns};
+  counters_.stored_deleted += e.steps.size();
+  for (const StepName& step : e.steps) {
+    Log(Severity::kInfo, "stored_step_deleted",
+        {{"namespace", ns.ns}, {"uid", std::to_string(ns.uid)}, {"step", std::to_string(step.step)}, {"attempt", step.attempt.ToHex()},
+         {"why", retentions_[ns].why[step]}});
+  }
+  RetentionEnded(ns, e.status, !e.steps.empty());
+}
 
-void NodeCore::Impl::RetentionEnded(const NamespaceKey& ns, const Status& status) {
+void NodeCore::Impl::RetentionEnded(const NamespaceKey& ns, const Status& status, bool progress) {
+  retaining_.reset();
   Retention& retention = retentions_[ns];
-  retention.under_way = false;
+  retention.why.clear();
   if (!status.ok()) {
     retention.wanted = true;
-    retention.retry_at = now_ + kRetryAfter;
+    if (progress) retention.failures = 0;
+    retention.retry_at = now_ + (kRetryFirst << std::min(retention.failures++, kRetryDoublings));
     Log(Severity::kWarning, "retention_in_trouble",
-        {{"namespace", ns.ns}, {"store", config_.store}, {"why", status.ToString()}, {"again_in_ms", std::to_string(kRetryAfter / kNanosPerMilli)}});
-    return;
+        {{"namespace", ns.ns}, {"store", config_.store}, {"why", status.ToString()}, {"again_in_ms", std::to_string((retention.retry_at - now_) / kNanosPerMilli)}});
+  } else if (!retention.wanted) {
+    retentions_.erase(ns);
+  } else {
+    retention.failures = 0;
+    retention.retry_at = 0;
   }
-  if (!retention.wanted) retentions_.erase(ns);
   PumpRetention();
 }
 

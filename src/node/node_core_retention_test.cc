@@ -1,4 +1,6 @@
 // What the core lets go of in the durable tier (I-17, I-24), and when.
+#include <utility>
+
 #include "node/node_core_harness.h"
 
 namespace sp {
@@ -29,6 +31,12 @@ struct RetainedDurable : testing::Test {
       if (const auto* a = std::get_if<T>(&any)) found.push_back(*a);
     }
     return found;
+  }
+  Level LevelOf(uint64_t step) {
+    for (const AttemptInfo& i : h.List(w.client)) {
+      if (i.step == step) return i.level;
+    }
+    return Level::kNone;
   }
   std::vector<uint64_t> Stored() {
     std::vector<uint64_t> steps;
@@ -123,20 +131,105 @@ TEST_F(RetainedDurable, TroubleIsToldAndTriedAgainAndHoldsUpNothing) {
   EXPECT_EQ(Stored(), (std::vector<uint64_t>{3, 4}));
 }
 
-TEST_F(RetainedDurable, OneIsPlannedAtATimeAndNoneForADaemonThatIsToEnd) {
+TEST_F(RetainedDurable, OneIsPlannedAtATimeAndNamespacesTakeTurns) {
+  const auto other = h.Open(h.Connect(2, 2000), 2);
   h.hold_store = true;
   h.Save(w, 1);
+  h.Save(other, 1);
+  for (int i = 0; i < 2; ++i) h.Release();  // Shards, manifests: both are durable, and one plan is asked for.
+  ASSERT_EQ(All<action::PlanRetention>().size(), 1u);
+  EXPECT_EQ(All<action::PlanRetention>()[0].uid, 1000u);
   h.Release();
-  h.Release();
-  EXPECT_EQ(All<action::PlanRetention>().size(), 1u);
+  ASSERT_EQ(All<action::PlanRetention>().size(), 2u);
+  EXPECT_EQ(All<action::PlanRetention>()[1].uid, 2000u);
+}
+
+TEST_F(RetainedDurable, AStepThatBecomesDurableMeanwhileIsPlannedForAfterwards) {
+  h.hold_store = true;
+  h.Save(w, 1);
+  for (int i = 0; i < 2; ++i) h.Release();
+  ASSERT_EQ(All<action::PlanRetention>().size(), 1u);
+  const std::vector<Event> plan = std::exchange(h.held, {});
+  ASSERT_EQ(plan.size(), 1u);
   h.Save(w, 2);
-  h.Step(event::ShardStored{});
+  for (int i = 0; i < 2; ++i) h.Release();
+  EXPECT_EQ(LevelOf(2), Level::kDurable);
   EXPECT_EQ(All<action::PlanRetention>().size(), 1u);
+  h.Step(plan[0]);
+  EXPECT_EQ(All<action::PlanRetention>().size(), 2u);
+}
+
+TEST_F(RetainedDurable, ADaemonThatIsToEndDeletesNothing) {
+  for (uint64_t step = 1; step <= 3; ++step) h.Save(w, step);
+  h.hold_store = true;
+  h.Save(w, 4);
+  for (int i = 0; i < 2; ++i) h.Release();
+  ASSERT_EQ(h.held.size(), 1u);
+  PlanAllButNewest();
+  h.held.clear();
   h.Step(event::Shutdown{});
-  h.hold_store = false;
-  h.Release();
-  EXPECT_EQ(All<action::PlanRetention>().size(), 1u);
+  h.Step(event::RetentionPlanned{1000, "job", {}, h.departures});
+  EXPECT_TRUE(All<action::DeleteSteps>().empty());
   EXPECT_FALSE(All<action::ExitDaemon>().empty());
+}
+
+TEST_F(RetainedDurable, OnlyWhatIsGoneIsToldAndTheRestIsTriedAgainWithGrowingPauses) {
+  h.undeletable = 1;
+  for (uint64_t step = 1; step <= 4; ++step) {
+    PlanAllButNewest();
+    h.Save(w, step);
+  }
+  h.Advance(120 * kNanosPerSecond);
+  EXPECT_EQ(Stored(), (std::vector<uint64_t>{1, 3, 4})) << "one that cannot be deleted keeps no other one";
+  EXPECT_EQ(h.StatusView()["durable"]["deleted"], 1);
+  EXPECT_EQ(h.Steps(w.client), (std::vector<uint64_t>{4, 3})) << "it is offered no more all the same";
+  const size_t plans = All<action::PlanRetention>().size();
+  PlanAllButNewest();
+  for (int minute = 0; minute < 60; ++minute) h.Advance(60 * kNanosPerSecond);
+  const size_t tries = All<action::PlanRetention>().size() - plans;
+  EXPECT_GE(tries, 4u);
+  EXPECT_LE(tries, 7u);
+  EXPECT_EQ(h.StatusView()["durable"]["deleted"], 1) << "counted once";
+  h.undeletable = 0;
+  for (int minute = 0; minute < 70; ++minute) h.Advance(60 * kNanosPerSecond);
+  EXPECT_EQ(Stored(), (std::vector<uint64_t>{3, 4}));
+}
+
+TEST_F(RetainedDurable, AKillBetweenTheTombstoneAndTheDeletionLosesNothing) {  // I-25
+  for (uint64_t step = 1; step <= 3; ++step) h.Save(w, step);
+  const StoredStep first = h.stored.front();
+  PlanAllButNewest();
+  h.hold_store = true;
+  h.Step(event::RetentionPlanned{1000, "job", {}, h.departures});
+  ASSERT_EQ(All<action::DeleteSteps>().size(), 1u);
+  h.held.clear();
+  h.hold_store = false;
+  h.stored.insert(h.stored.begin(), first);  // The order was not carried out.
+  h.Restart();
+  EXPECT_EQ(h.Steps(h.Reconnect(w.client)), (std::vector<uint64_t>{3, 2}));
+  w = h.Open(h.Connect(4), 4);
+  PlanAllButNewest();
+  h.Save(w, 4);
+  EXPECT_EQ(std::ranges::count(Stored(), 1u), 0) << "the next plan finds it";
+}
+
+// I-23, I-24: whoever's they are, what is being written here or read from here does not go as remains of a plan.
+TEST_F(RetainedDurable, I24_ADrainUnderWayOfAnotherUserIsNotRemains) {
+  const auto other = h.Open(h.Connect(5, 2000), 5);
+  h.hold_store = true;
+  h.Save(other, 7);
+  const auto sent = All<action::StoreShard>();
+  ASSERT_EQ(sent.size(), 1u);
+  h.Step(event::RetentionPlanned{1000, "job", {}, {{StepName{"job", 7, sent[0].record.attempt}, "nobody has finished writing it in 7 days"}}});
+  EXPECT_TRUE(All<action::DeleteSteps>().empty());
+}
+
+TEST_F(RetainedDurable, I23_AStepWhoseShardsAreGoneIsNotCalledDurable) {
+  h.manifest_status = Status(StatusCode::kIncomplete, "rank-0.safetensors has gone since it was confirmed");
+  const Id128 attempt = h.Save(w, 1);
+  const Frame told = h.Wait(w.client, attempt, 0, Level::kDurable);
+  EXPECT_EQ(told.status, StatusCode::kClosed);
+  EXPECT_EQ(LevelOf(1), Level::kMemory);
 }
 
 }  // namespace

@@ -328,6 +328,21 @@ def test_gc_goes_by_the_stores_clock_and_finishes_what_was_cut_short(
     assert not list(base.glob("train/step-1"))
 
 
+def test_gc_leaves_what_it_cannot_read(daemon_with_store: Daemon, base: Path, url: str, open_job: Job) -> None:
+    job = open_job(daemon_with_store, "train")
+    for step in range(1, 5):
+        job.save(step, {"x": torch.full((5,), step)}, durable=True).wait("durable", timeout=30)
+    (damaged,) = base.glob("train/step-2/*/manifest.json")
+    damaged.write_text("{}")
+    (remains := base / "gone" / "step-7" / ("a" * 32)).mkdir(parents=True)
+    (remains / "deleting.json").write_text("{}")
+    told = json.loads(cli("gc", url, "--keep-last", "1", "--json"))
+    what = {(row["namespace"], row["step"]): (row["what"], row["why"]) for row in told["steps"]}
+    assert {key for key, (verb, _) in what.items() if verb == "deleted"} == {("train", 1), ("train", 3), ("gone", 7)}
+    assert what["train", 2][0] == "stays" and str(damaged) in what["train", 2][1]
+    assert not (base / "gone").exists()
+
+
 def test_a_daemon_deletes_what_its_rule_lets_go(start_daemon: Start, url: str, base: Path, open_job: Job) -> None:
     rule = ("--durable-every=1", "--durable-keep-last=2", "--durable-keep-every=4")
     daemon = start_daemon(f"--store={url}", "--retain=1", *rule)

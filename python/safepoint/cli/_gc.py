@@ -11,7 +11,7 @@ from rich.table import Table
 
 from safepoint import _core, errors
 from safepoint.cli._common import AsJson, Namespace, console, human_bytes, print_json, reported
-from safepoint.cli._places import StorePlace
+from safepoint.cli._places import StorePlace, newest_first
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 24 * 3600}
 
@@ -36,10 +36,19 @@ class _Row(NamedTuple):
 
 
 def _judged(place: StorePlace, namespace: str, last: int, every: int, for_seconds: int) -> Iterator[_Row]:
-    """Each user's steps by themselves, the newest first: each one's newest step stays. Then what is left of others."""
-    pins = place.pins(namespace)
-    for uid in sorted({pin.uid for _, pin in pins}):
-        own = [(name, pin) for name, pin in pins if pin.uid == uid]
+    """Each user's steps by themselves, the newest first: each one's newest step stays. Then what is not a step any more."""
+    by_user: dict[int, list[tuple[_core.StepName, _core.StoredPin]]] = {}
+    for name in place.store.steps(namespace):
+        try:
+            pin = place.store.open(name)
+        except errors.NotFound:  # Deleted meanwhile.
+            continue
+        except (errors.Corrupt, errors.Incomplete, errors.LimitExceeded, errors.Denied) as error:
+            yield _Row(name, None, None, True, f"cannot be read: {error}")
+            continue
+        by_user.setdefault(pin.uid, []).append((name, pin))
+    for uid, own in sorted(by_user.items()):
+        own.sort(key=lambda step: newest_first(step[1]))
         dated = [(name.step, name.modified) for name, _ in own]
         judged = _core.judge_retention(dated, last, every, for_seconds)
         for (name, pin), (stays, why) in zip(own, judged, strict=True):
@@ -70,13 +79,14 @@ def gc(
             raise errors.InvalidArgument("say what stays: --keep-last N, --keep-for TIME, or both")
         rule = (keep_last or 0, keep_every or 0, 0 if keep_for is None else _seconds(keep_for))
         place = StorePlace(url)
-        spaces = [namespace] if namespace is not None else place.namespaces()
-        if namespace is not None and not place.store.steps(namespace):
-            raise errors.NotFound(f"{url}: namespace {namespace} has no whole step")
+        there = {name.ns for name in place.store.steps(namespace or "")}
+        there |= {name.ns for name, _ in place.store.remains(namespace or "")}
+        if namespace is not None and not there:
+            raise errors.NotFound(f"{url}: namespace {namespace} has nothing of ours")
         rows: list[dict[str, object]] = []
         table = Table("namespace", "step", "size", "what", "why")
         freed = 0
-        for space in spaces:
+        for space in sorted(there):
             for row in _judged(place, space, *rule):
                 if not row.stays:
                     freed += row.bytes or 0

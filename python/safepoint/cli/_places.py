@@ -47,6 +47,11 @@ class _Daemon:
         return self._client.open_read(namespace, step=step, attempt=attempt)
 
 
+def newest_first(pin: _core.StoredPin) -> tuple[int, int, int]:
+    """A key to sort by. The newest step is that of the newest generation, as for a restore."""
+    return (-pin.info.generation, -pin.info.step, -pin.info.try_number)
+
+
 class StorePlace:
     """A durable tier. Its newest step is that of the newest generation, as for a restore."""
 
@@ -75,7 +80,7 @@ class StorePlace:
         for name in self.store.steps(namespace):
             with contextlib.suppress(errors.NotFound):
                 found.append((name, self.store.open(name)))
-        return sorted(found, key=lambda f: (f[1].info.generation, f[1].info.step, f[1].info.try_number), reverse=True)
+        return sorted(found, key=lambda step: newest_first(step[1]))
 
     def open(self, namespace: str, *, step: int | None = None, attempt: bytes | None = None) -> Pin:
         return open_step(StepUrl(self.store.url, namespace, step, attempt))
