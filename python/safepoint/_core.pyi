@@ -391,9 +391,9 @@ class Store:
     def open(self, name: StepName) -> StoredPin:
         """One of its steps. NotFound, Corrupt, Incomplete."""
 
-    def objects(self, prefix: str = '') -> list[StoredObject]:
+    def objects(self, prefix: str = '', cursor: str = '') -> tuple[list[StoredObject], str]:
         """
-        All objects whose keys begin with `prefix`, ascending; but for keys that no store of ours could have. NotFound, Unavailable, Denied.
+        One page of the objects whose keys begin with `prefix`, ascending, and the cursor of the next page, empty after the last; but for keys that no store of ours could have. NotFound, Unavailable, Denied.
         """
 
     def read(self, key: str, offset: int, size: int) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any
 
 import aws_tree
 import pytest
+import s3_folder
 import torch
 import torch.distributed.checkpoint as dcp
 from aws_tree import MODULE, OLD_MODULE, STEP, Writer, pickled, place
@@ -33,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import safepoint
-from safepoint import _connect, errors
+from safepoint import _connect, _core, errors
 from safepoint.interchange import _aws_import, import_aws
 from safepoint.interchange._aws_import import find_aws
 from safepoint.interchange._state import Values
@@ -211,11 +212,58 @@ def test_reading_ahead_is_bounded_and_changes_nothing(tmp_path: Path, monkeypatc
         assert all(len(data) <= window for _, data in found._blobs._ahead.values())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_from_s3(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists of several pages, ranges of blobs; what is missing there, and what goes away meanwhile."""
+def test_an_item_copies_no_other(tmp_path: Path) -> None:
+    """I-40: of what was read ahead, once for every item, it would be the square of the window."""
+    dcp.save(
+        {str(at): torch.ones(1) for at in range(2000)}, storage_writer=Writer(tmp_path, "default", 1), no_dist=True
+    )
+    found = find_aws(str(tmp_path), None)
+    first, second = sorted(found._metadata.stored.values(), key=lambda p: p.offset)[:2]
+    found._blobs.read(first)
+    assert len(found._blobs._ahead["0"][1]) > 1 << 20
+    tracemalloc.start()
+    try:
+        assert len(found._blobs.read(second)) == second.length
+        assert tracemalloc.get_traced_memory()[1] < second.length + (64 << 10)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for the server of s3_folder."""
     for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("EC2_METADATA_DISABLED", "true")):
         monkeypatch.setenv(f"AWS_{name}", value)
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_bucket_is_listed_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-40: never held as a whole, and not listed any further once there are several runs."""
+    names = [f"{number:02}" for number in range(20)]
+    for name in names:
+        aws_tree.put(tmp_path / "some" / name, b"x")
+        aws_tree.put(place(tmp_path / name, "default", 1, 0, "checkpoint.pt"), b"x")
+    pages: list[int] = []
+    listing = s3_folder.listing
+    monkeypatch.setattr(s3_folder, "listing", lambda *request: pages.append(1) or listing(*request))
+    with serving(tmp_path) as bucket:
+        store = _core.Store(bucket)
+        found, cursor = store.objects("some/")
+        while cursor:
+            page, cursor = store.objects("some/", cursor)
+            assert len(page) <= 3
+            found += page
+        assert [each.key for each in found] == [f"some/{name}" for name in names]
+        pages.clear()
+        with pytest.raises(errors.InvalidArgument, match=r"several runs, give the URL of one: 00, 01, 02, \.\.\.$"):
+            load(bucket)
+        assert len(pages) == 1
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_from_s3(layout: str, tmp_path: Path) -> None:
+    """Lists of several pages, ranges of blobs; what is missing there, and what goes away meanwhile."""
     run = tmp_path / "base" / "run"
     made = write_two(run, layout, 1)
     write_two(run, layout, 2)
@@ -287,6 +335,12 @@ LIES: dict[str, Callable[[Path], None]] = {
     "no storage": lambda run: change_metadata(run, "default", 1, lambda m: m.storage_data.clear()),
     "a huge tensor": lambda run: change_metadata(
         run, "default", 1, lambda m: vars(m.state_dict_metadata["one"]).update(size=torch.Size([1 << 50]))
+    ),
+    "no elements, and strides beyond": lambda run: change_metadata(
+        run,
+        "default",
+        1,
+        lambda m: vars(m.state_dict_metadata["one"]).update(size=(0, (1 << 63) - 1, (1 << 63) - 1), chunks=[]),
     ),
     "cut short": lambda run: os.truncate(place(run, "default", 1, 0, "metadata.metadata"), 100),
 }

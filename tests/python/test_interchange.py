@@ -5,6 +5,7 @@ Bit identity (I-34), any number of ranks (I-18), no mixing (I-4), data is not co
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -15,6 +16,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +38,7 @@ import safepoint
 from safepoint import _connect, _core, _files, errors
 from safepoint._pieces import compact
 from safepoint._torch import DTYPE_NAMES
-from safepoint.interchange import _boxes, _dcp_export, _dcp_metadata, _source, export_step, import_folder
+from safepoint.interchange import _boxes, _dcp_export, _dcp_import, _dcp_metadata, _source, export_step, import_folder
 from safepoint.interchange._export import export_pinned
 from safepoint.interchange._safetensors_import import load_safetensors
 from safepoint.interchange._state import Values
@@ -914,7 +916,19 @@ def name(module: str, attribute: str) -> bytes:
     return f"c{module}\n{attribute}\n".encode()
 
 
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
+
+
 META = "torch.distributed.checkpoint.metadata"
+MANY = b"(" + b"N" * 10_000 + b"t\x94"  # A tuple, kept under the next number.
 HOSTILE_PICKLES = {
     "empty": b"",
     "not a pickle": b"hello",
@@ -931,6 +945,21 @@ HOSTILE_PICKLES = {
     "a memo of 2^32": raw(b"N", b"r\xff\xff\xff\xff", b"0N"),
     "bytes of 2^62": raw(b"\x8e" + struct.pack("<Q", 1 << 62) + b"x"),
     "a frame of 2^62": raw(b"\x95" + struct.pack("<Q", 1 << 62) + b"N"),
+    "a byte array of 2^28": raw(b"\x96" + struct.pack("<Q", 1 << 28)),
+    "a list that becomes many sizes": raw(
+        name("torch", "Size"), b"\x94(", b"N" * 10_000, b"l\x94", b"h\0h\1\x85R" * 2000
+    ),
+    "many arguments, often": raw(name(META, "Metadata"), b"\x94", MANY, b"h\0h\1R" * 2000),
+    "many arguments of a new one": raw(name(META, "Metadata"), b"\x94", MANY, b"h\0h\1\x81" * 2000),
+    "a text of 2^24 tuples": raw(
+        name(META, "Metadata"),
+        b")\x81}Vstate_dict_metadata\n)" + b"2\x86" * 24 + b"\x94sVstorage_data\nh\0sb",
+    ),
+    "a key of 2^100 tuples": raw(b"})" + b"2\x86" * 100 + b"Ns"),
+    "keys of 2^100 tuples": raw(b"}()" + b"2\x86" * 100 + b"Nu"),
+    "a dictionary of 2^100 tuples": raw(b"()" + b"2\x86" * 100 + b"Nd"),
+    "a set of 2^100 tuples": raw(b"\x8f()" + b"2\x86" * 100 + b"\x90"),
+    "a frozen set of 2^100 tuples": raw(b"()" + b"2\x86" * 100 + b"\x91"),
     "a dtype called": raw(name("torch", "float32"), b")R"),
     "a class alone": raw(name(META, "Metadata")),
     "no Metadata": pickle.dumps({"a": 1}),
@@ -944,11 +973,23 @@ def test_hostile_metadata_pickle(case: str, folder: Path, namespace: str) -> Non
     """I-39, I-40: a clear error, in bounded memory; torch's classes and the records' own stay as they were."""
     before = {key: value for key, value in vars(_dcp_metadata.Record).items() if key != "__doc__"}
     (folder / ".metadata").write_bytes(HOSTILE_PICKLES[case])
-    with pytest.raises(errors.Corrupt, match=r"\.metadata"):
+    with little_memory(), pytest.raises(errors.Corrupt, match=r"\.metadata"):
         import_folder(folder, namespace, 1)
     assert before == {key: value for key, value in vars(_dcp_metadata.Record).items() if key != "__doc__"}
     assert not hasattr(dcp.metadata.Metadata, "kind")
     assert_nothing_saved(namespace)
+
+
+def test_metadata_import_no_module_that_they_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-39: torch has modules that are imported when somebody asks torch for them."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "__getattr__", asked.append)
+    for attribute in ("_inductor", "onnx", "export", "float33"):
+        before = set(sys.modules)
+        with pytest.raises(errors.Corrupt, match=f"torch.{attribute}, which is none of torch's metadata classes"):
+            _dcp_metadata.read_metadata(raw(name("torch", attribute)), "it", _dcp_import._Folder(folder))
+        assert set(sys.modules) == before
+    assert not asked
 
 
 def lie(change: Callable[[Any], object]) -> Callable[[Path], None]:
@@ -1006,6 +1047,14 @@ def twin(found: Any) -> None:
     found.storage_data[dcp.metadata.MetadataIndex("twin", [0, 0])] = place_of(found, "model.w")
 
 
+def many_of_many(found: Any) -> None:
+    """Many tensors, all of one list of many pieces: few bytes, for the pickle holds each piece but once."""
+    tensor = dcp.metadata.TensorStorageMetadata(
+        dcp.metadata.TensorProperties(torch.float32), torch.Size([1000]), [chunk([at], [1]) for at in range(1000)]
+    )
+    found.state_dict_metadata.update({str(number): tensor for number in range(1000)})
+
+
 HOSTILE_DCP: dict[str, Callable[[Path], None]] = {
     "outside": storage("model.w", relative_path="../secret"),
     "absolute": storage("model.w", relative_path="/etc/passwd"),
@@ -1025,6 +1074,8 @@ HOSTILE_DCP: dict[str, Callable[[Path], None]] = {
     "another size": entry(size=torch.Size([3, 5])),
     "a huge size": entry(size=torch.Size([1 << 60, 4]), chunks=[chunk([0, 0], [1 << 60, 4])]),
     "a negative size": entry(size=(-3, 4)),
+    "no elements, and strides beyond": entry(size=(0, (1 << 63) - 1, (1 << 63) - 1), chunks=[]),
+    "many tensors of the same many pieces": lie(many_of_many),
     "a chunk outside": entry(chunks=[chunk([1, 0], [3, 4])]),
     "chunks that overlap": entry(chunks=[chunk([0, 0], [2, 4]), chunk([1, 0], [1, 4])]),
     "chunks no list": entry(chunks=None),
@@ -1051,7 +1102,7 @@ def test_hostile_dcp_folder(case: str, folder: Path, namespace: str) -> None:
     """I-40: one clear error, before anything is saved."""
     (folder.parent / "secret").write_bytes((folder / "__0_0.distcp").read_bytes())
     HOSTILE_DCP[case](folder)
-    with pytest.raises(errors.Corrupt):
+    with little_memory(), pytest.raises(errors.Corrupt):
         import_folder(folder, namespace, 1)
     assert not (folder / "ran").exists()
     assert_nothing_saved(namespace)

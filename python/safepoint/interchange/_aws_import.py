@@ -79,7 +79,7 @@ class _Blobs:
             begin = place.offset
             data = self._store.read(blob.key, begin, min(self._window, blob.size - begin))
             self._ahead[place.file] = begin, data
-        return data[place.offset - begin :][: place.length]
+        return data[place.offset - begin : place.offset - begin + place.length]
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,23 @@ def _look(store: Store) -> dict[int, list[_Saved]]:
     # The last name of the URL is seen, too: Ray tells its users the URL of a step.
     last = store.url.partition("?")[0].rpartition("/")[2]
     runs: dict[str, dict[tuple[int, str], _Saved]] = {}
-    for found in store.objects():
-        match = _OBJECT.fullmatch(f"{last}/{found.key}")
-        if match is None:
-            continue
-        run, rank, step, ray_step, ray_rank, file = match.groups()
-        layout = "default" if step is not None else "Ray"
-        place = int(step if step is not None else ray_step), layout
-        saved = runs.setdefault(run or "", {}).setdefault(place, _Saved(*place))
-        (saved.blobs if file == _BLOB else saved.metadata)[int(rank if rank is not None else ray_rank)] = found
-    if len(runs) > 1:
-        names = ", ".join(sorted(name.removeprefix(last).lstrip("/") or "." for name in runs)[:20])
-        raise InvalidArgument(f"{store.url} has several runs, give the URL of one: {names}")
+    cursor, more = "", True
+    while more:
+        page, cursor = store.objects("", cursor)
+        more = cursor != ""
+        for found in page:
+            match = _OBJECT.fullmatch(f"{last}/{found.key}")
+            if match is None:
+                continue
+            run, rank, step, ray_step, ray_rank, file = match.groups()
+            layout = "default" if step is not None else "Ray"
+            place = int(step if step is not None else ray_step), layout
+            saved = runs.setdefault(run or "", {}).setdefault(place, _Saved(*place))
+            (saved.blobs if file == _BLOB else saved.metadata)[int(rank if rank is not None else ray_rank)] = found
+        if len(runs) > 1:
+            names = sorted(name.removeprefix(last).lstrip("/") or "." for name in runs)
+            told = [*names[:20], *(["..."] if more or len(names) > 20 else [])]
+            raise InvalidArgument(f"{store.url} has several runs, give the URL of one: {', '.join(told)}")
     there: dict[int, list[_Saved]] = {}
     for found_runs in runs.values():
         for saved in found_runs.values():

@@ -7,7 +7,6 @@ not plain.
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import re
 import struct
@@ -98,8 +97,6 @@ def _tensor(
 ) -> torch.Tensor:
     result = torch.empty(entry.shape, dtype=entry.dtype)
     for offsets, sizes in entry.chunks:
-        if not math.prod(sizes):
-            continue
         place = stored[name, offsets]
         data = files.read(place)
         try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from safepoint.errors import Corrupt, NotPlain, SafepointError
 from safepoint.interchange._boxes import fill_problem
 
 METADATA_MAX = 1 << 30
+_DIMENSIONS_MAX = 64  # torch's own bound.
+_ARGUMENTS_MAX = 4096  # A path has one for each of its names.
 
 
 class Record:
@@ -28,8 +31,7 @@ class Record:
 
     kind = ""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
+    def __init__(self, *_: Any) -> None:  # Not kept: a few bytes would be enough for one more copy.
         self.state: Any = {}
 
     def __setstate__(self, state: Any) -> None:
@@ -66,9 +68,63 @@ _CLASSES = frozenset(
 )
 
 
-# In Python, not in C: the C unpickler can be made to reserve any amount of memory by a few bytes.
+# torch's __getattr__ imports modules that it is asked for: it is not asked.
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+# What no metadata are written with, and what would cost more than its bytes: BYTEARRAY8 reserves as many as it names,
+# EXT goes through a table of the process, the others copy arguments and hash what they hold.
+_REFUSED = (
+    pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX,
+    pickle.DICT, pickle.EMPTY_SET, pickle.FROZENSET, pickle.ADDITEMS,
+)  # fmt: skip
+
+
+def _check_key(key: Any) -> None:
+    """The hash of a tuple is made anew each time, and of tuples in tuples as often as they can be reached."""
+    _need(isinstance(key, (str, int, Record)), "a key that is no text, number or record:", key)
+
+
+def _check_keys(stack: list[Any]) -> None:
+    for key in stack[::2]:
+        _check_key(key)
+
+
+def _check_call(stack: list[Any]) -> None:
+    function, arguments = stack[-2:]
+    _need(isinstance(arguments, tuple) and len(arguments) <= _ARGUMENTS_MAX, "too many arguments:", arguments)
+    if function is tuple:
+        _sizes(*arguments)
+
+
+def _guarded(operation: bytes, check: Callable[[list[Any]], None]) -> Callable[[Any], None]:
+    load: Any = pickle._Unpickler.dispatch[operation[0]]
+
+    def checked(unpickler: Any) -> None:
+        check(unpickler.stack)
+        load(unpickler)
+
+    return checked
+
+
+_OPERATIONS: dict[int, Any] = {
+    **pickle._Unpickler.dispatch,
+    pickle.REDUCE[0]: _guarded(pickle.REDUCE, _check_call),
+    pickle.NEWOBJ[0]: _guarded(
+        pickle.NEWOBJ, lambda stack: _need(stack[-1] == (), "arguments of a new object:", stack[-1])
+    ),
+    pickle.SETITEM[0]: _guarded(pickle.SETITEM, lambda stack: _check_key(stack[-2])),
+    pickle.SETITEMS[0]: _guarded(pickle.SETITEMS, _check_keys),
+}
+for _refused in _REFUSED:
+    del _OPERATIONS[_refused[0]]
+
+
+# In Python, not in C: by a few bytes the C unpickler can be made to reserve any amount of memory, in its memo for one.
+# Python's own does so in the operations above, and where one list, kept under a number, is copied again and again.
 class _Unpickler(pickle._Unpickler):
     """Records instead of classes, made anew for every file: not even the records' classes can be changed for others."""
+
+    dispatch = _OPERATIONS
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
@@ -78,8 +134,8 @@ class _Unpickler(pickle._Unpickler):
         key = (module, name)
         if key == ("torch", "Size"):
             return tuple
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
         if key not in _CLASSES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is none of torch's metadata classes")
         if key not in self._records:
@@ -117,7 +173,7 @@ class TensorEntry:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]  # (offsets, sizes)
+    chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]  # (offsets, sizes); none is empty.
 
 
 @dataclass(slots=True)
@@ -145,14 +201,22 @@ def read_metadata(data: bytes, where: object, files: Files) -> Metadata:
         raise Corrupt(f"{where} is damaged: {error!r}") from error
 
 
-def _need(holds: bool, text: str) -> None:
+_shortened = reprlib.Repr()
+_shortened.maxlevel = 2  # What is in many lists at once has no end.
+
+
+def _short(value: Any) -> str:
+    return f"{_shortened.repr(value):.100}"
+
+
+def _need(holds: bool, text: str, *about: Any) -> None:
     if not holds:
-        raise ValueError(text)
+        raise ValueError(" ".join([text, *map(_short, about)]))
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    _need(isinstance(value, (tuple, list)) and len(value) <= 64, f"no list of sizes: {value!r:.100}")
-    _need(all(type(n) is int and 0 <= n < 1 << 63 for n in value), f"no list of sizes: {value!r:.100}")
+    _need(isinstance(value, (tuple, list)) and len(value) <= _DIMENSIONS_MAX, "no list of sizes:", value)
+    _need(all(type(n) is int and 0 <= n < 1 << 63 for n in value), "no list of sizes:", value)
     return tuple(value)
 
 
@@ -162,14 +226,10 @@ def _is(value: Any, kind: str) -> bool:
 
 def _checked(found: Any, files: Files) -> Metadata:
     _need(_is(found, "Metadata"), "it holds no Metadata")
-    entries: dict[str, TensorEntry | None] = {}
-    for name, about in _items(found.get("state_dict_metadata")):
-        _need(isinstance(name, str), f"the key {name!r:.100} is no text")
-        entries[name] = None if _is(about, "BytesStorageMetadata") else _tensor_entry(name, about)
     paths: dict[str, list[Json]] = {}
     for name, path in _items(found.get("planner_data") or {}):
-        _need(isinstance(path, (tuple, list)) and 0 < len(path) <= 200, f"the path of {name!r:.100}")
-        _need(all(type(e) is str or (type(e) is int and 0 <= e < 1 << 31) for e in path), f"the path of {name!r:.100}")
+        _need(isinstance(path, (tuple, list)) and 0 < len(path) <= 200, "the path of", name)
+        _need(all(type(e) is str or (type(e) is int and 0 <= e < 1 << 31) for e in path), "the path of", name)
         paths[name] = [[e] if type(e) is int else e for e in path]
     stored: dict[tuple[str, tuple[int, ...] | None], Place] = {}
     for index, about in _items(found.get("storage_data")):
@@ -177,21 +237,26 @@ def _checked(found: Any, files: Files) -> Metadata:
         name, offset = index.get("fqn"), index.get("offset")
         _need(isinstance(name, str), "a storage entry without a name")
         if about.get("transform_descriptors"):
-            raise NotPlain(f"{name}: its bytes were transformed by {about.get('transform_descriptors')!r:.100}")
+            raise NotPlain(f"{name}: its bytes were transformed by {_short(about.get('transform_descriptors'))}")
         file = files.name_of(about)
         if not isinstance(file, str):
             raise ValueError(f"{name}: no file")
         place = Place(file, about.get("offset"), about.get("length"))
         _need(all(type(n) is int and n >= 0 for n in (place.offset, place.length)), f"{name}: offset or length")
         stored[name, None if offset is None else _sizes(offset)] = place
-    _check_places(stored, files)
-    for name, entry in entries.items():
+    entries: dict[str, TensorEntry | None] = {}
+    for name, about in _items(found.get("state_dict_metadata")):
+        _need(isinstance(name, str), "a key that is no text:", name)
+        entry = None if _is(about, "BytesStorageMetadata") else _tensor_entry(name, about)
+        # At once: many entries can be of the same pieces, but not of the same places.
         _check_entry(name, entry, stored)
+        entries[name] = entry
+    _check_places(stored, files)
     return Metadata(entries, paths, stored)
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    _need(isinstance(value, dict), f"no mapping: {value!r:.100}")
+    _need(isinstance(value, dict), "no mapping:", value)
     return value.items()  # type: ignore[no-any-return]
 
 
@@ -205,8 +270,11 @@ def _tensor_entry(name: str, about: Any) -> TensorEntry:
         raise ValueError(f"{name}: no dtype")
     chunks = about.get("chunks")
     _need(isinstance(chunks, list) and all(_is(c, "ChunkStorageMetadata") for c in chunks), f"{name}: no chunks")
-    boxes = [(_sizes(chunk.get("offsets")), _sizes(chunk.get("sizes"))) for chunk in chunks]
-    return TensorEntry(dtype, _sizes(about.get("size")), list(dict.fromkeys(boxes)))
+    boxes = dict.fromkeys((_sizes(chunk.get("offsets")), _sizes(chunk.get("sizes"))) for chunk in chunks)
+    shape = _sizes(about.get("size"))
+    # Also of a tensor without elements: torch makes its strides all the same.
+    _need(math.prod(n or 1 for n in shape) * dtype.itemsize < 1 << 63, f"{name}: no such size:", shape)
+    return TensorEntry(dtype, shape, [box for box in boxes if math.prod(box[1])])
 
 
 def _check_places(stored: dict[Any, Place], files: Files) -> None:
@@ -226,10 +294,9 @@ def _check_entry(name: str, entry: TensorEntry | None, stored: dict[Any, Place])
     if entry is None:
         _need((name, None) in stored, f"{name}: nothing says where it is")
         return
-    boxes = [(offsets, sizes) for offsets, sizes in entry.chunks if math.prod(sizes)]
-    problem = fill_problem(boxes, entry.shape)
+    problem = fill_problem(entry.chunks, entry.shape)
     _need(problem is None, f"{name}: {problem}")
-    for offsets, sizes in boxes:
+    for offsets, sizes in entry.chunks:
         place = stored.get((name, offsets))
         _need(place is not None, f"{name}: nothing says where its piece at {list(offsets)} is")
         if place is not None:
