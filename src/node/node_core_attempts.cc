@@ -136,7 +136,7 @@ std::optional<std::pair<Status, Level>> NodeCore::Impl::WaitOutcome(const Namesp
       return std::pair(Status(), catalog_.LevelOf(*attempt));
     case AttemptState::kRetired:
       if (r.level != Level::kDurable) return std::pair(Status(), Level::kNone);
-      if (attempt->durable) return std::pair(Status(), Level::kDurable);  // The store still has it.
+      if (attempt->durable) return std::pair(Status(), Level::kDurable);  // The store has it, or had it until its rule let go.
       return std::pair(Status(StatusCode::kClosed, "the step was retired before it was durable"), Level::kNone);
     case AttemptState::kCorrupt:
       return std::pair(Status(StatusCode::kCorrupt, StepText(attempt->key) + ": " + catalog_.InfoOf(*attempt).reason), Level::kNone);

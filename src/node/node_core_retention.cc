@@ -59,6 +59,7 @@ void NodeCore::Impl::On(const event::RetentionPlanned& e) {
     // Before it goes: from here on nobody is sent there.
     if (const Attempt* attempt = catalog_.FindAttempt(ns, id); attempt && !attempt->tombstone) {
       Commit(ledger::Tombstone{ns.uid, ns.ns, id, ledger::TombstoneWhy::kRetired, "deleted from the durable tier: " + departure.why});
+      trim_ = true;
     }
     retention.why[departure.step] = departure.why;
     steps.push_back(departure.step);

@@ -85,6 +85,25 @@ TEST_F(RetainedDurable, I17_AStepThatIsBeingReadStaysUntilItIsNot) {
   EXPECT_EQ(Stored(), (std::vector<uint64_t>{4, 5}));
 }
 
+TEST_F(RetainedDurable, I28_NothingIsLeftOfAStepThatHasGone) {
+  h.Save(w, 1);
+  const auto pin = H::Body<OpenReadReply>(h.TryRead(w.client));
+  h.block_check = Status(StatusCode::kCorrupt, "flipped");
+  h.Ask(w.client, MessageType::kReportCorrupt, ShardRequest{pin.pin, 0, 0});
+  h.block_check = {};
+  h.Ask(w.client, MessageType::kUnpin, PinRequest{pin.pin});
+  h.Save(w, 2);
+  h.Save(w, 3);
+  const auto quarantines = [&] {
+    return std::ranges::count_if(h.core->Snapshot(), [](const LedgerEntry& e) { return std::holds_alternative<ledger::Quarantine>(e); });
+  };
+  ASSERT_EQ(quarantines(), 1);
+  PlanAllButNewest();
+  h.Step(event::RetentionPlanned{1000, "job", {}, h.departures});
+  EXPECT_EQ(Stored(), (std::vector<uint64_t>{2, 3}));
+  EXPECT_EQ(quarantines(), 0) << "as after a restart";
+}
+
 TEST_F(RetainedDurable, AnOperatorsPinHoldsItInTheStoreToo) {
   const Id128 attempt = h.Save(w, 1);
   EXPECT_EQ(h.Ask(w.client, MessageType::kPinStep, PinStepRequest{"job", attempt, true}).status, StatusCode::kOk);

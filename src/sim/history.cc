@@ -78,6 +78,7 @@ Outcome RunHistory(const WorldConfig& config, const std::vector<Op>& ops) {
   outcome.restores = world.restores();
   outcome.durable = world.durable();
   outcome.resumed = world.resumed();
+  outcome.deleted = world.deleted();
   return outcome;
 }
 
@@ -117,6 +118,7 @@ Tally RunSeeds(uint64_t first, uint64_t count, size_t operations) {
     tally.restores += outcome.restores;
     tally.durable += outcome.durable;
     tally.resumed += outcome.resumed;
+    tally.deleted += outcome.deleted;
     if (!outcome.violation.empty()) {
       tally.report = Report(seed, config, ops, outcome);
       return tally;

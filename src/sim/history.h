@@ -9,7 +9,7 @@ namespace sp::sim {
 
 struct Outcome {
   std::string violation;  // Empty: every invariant held.
-  uint64_t trace = 0, acknowledged = 0, restores = 0, durable = 0, resumed = 0;
+  uint64_t trace = 0, acknowledged = 0, restores = 0, durable = 0, resumed = 0, deleted = 0;
   size_t failed_at = 0;   // Index of the operation; ops.size() means at the end.
 };
 
@@ -19,7 +19,7 @@ Outcome RunHistory(const WorldConfig& config, const std::vector<Op>& ops);
 std::vector<Op> Shrink(const WorldConfig& config, std::vector<Op> ops, const std::string& violation);
 
 struct Tally {
-  uint64_t histories = 0, operations = 0, acknowledged = 0, restores = 0, durable = 0, resumed = 0, twins = 0;
+  uint64_t histories = 0, operations = 0, acknowledged = 0, restores = 0, durable = 0, resumed = 0, deleted = 0, twins = 0;
   std::string report;  // Of the first violation: seed, invariant, shrunk history. Empty: none.
 };
 // Seeds first..first+count-1; stops at the first violation. Every hundredth is run twice and must leave the same trace.

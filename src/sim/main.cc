@@ -24,10 +24,11 @@ int main(int argc, char** argv) {
   const sp::sim::Tally t = sp::sim::RunSeeds(first, seeds, operations);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   std::printf("%llu histories, %llu operations, %.1f s (%.0f histories/s), %llu acknowledgements, %llu shards read back, %llu steps durable, "
-              "%llu audits of what the store has, %llu twin runs\n",
+              "%llu audits of what the store has, %llu steps deleted, %llu twin runs\n",
               static_cast<unsigned long long>(t.histories), static_cast<unsigned long long>(t.operations), seconds,
               static_cast<double>(t.histories) / seconds, static_cast<unsigned long long>(t.acknowledged), static_cast<unsigned long long>(t.restores),
-              static_cast<unsigned long long>(t.durable), static_cast<unsigned long long>(t.resumed), static_cast<unsigned long long>(t.twins));
+              static_cast<unsigned long long>(t.durable), static_cast<unsigned long long>(t.resumed),
+              static_cast<unsigned long long>(t.deleted), static_cast<unsigned long long>(t.twins));
   if (t.report.empty()) return 0;
   std::printf("%s", t.report.c_str());
   return 1;

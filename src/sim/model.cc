@@ -121,7 +121,8 @@ void Model::On(const ledger::Tombstone& e) {
     Require(a.manifest, "I-15: a step was retired that was never complete");
     Require(!a.WantsDurable(), "I-17: a step was retired while it was on its way to the store");
     Require(!a.durable || !a.HasMemory(), "I-14: a durable step was forgotten before memory let go of it");
-    if (const char* rule = WhyKept(a)) Fail(rule);
+    const bool by_rule = a.durable && durable_keeps_ > 0;
+    if (const char* rule = by_rule ? WhyKeptInStore(a) : WhyKept(a)) Fail(rule);
   }
   a.tombstone = e.why;
   LeaveMemory(a);
@@ -134,12 +135,24 @@ void Model::LeaveMemory(ModelAttempt& a) {
   }
 }
 
-const char* Model::WhyKept(const ModelAttempt& a) const {
+const char* Model::WhyHeld(const ModelAttempt& a) const {
   if (a.operator_pin) return "I-17: an operator's pinned step was retired";
   const Id128 id = a.key.AttemptId();
   for (const auto& [pin, read] : pins_) {
     if (read.entry.attempt == id) return "I-17: a step was retired while it was being restored";
   }
+  return nullptr;
+}
+
+const char* Model::WhyKeptInStore(const ModelAttempt& a) const {
+  if (const char* held = WhyHeld(a)) return held;
+  const std::vector<const ModelAttempt*> lineage = Lineage(a.ns, true);
+  const auto kept = lineage.begin() + static_cast<ptrdiff_t>(std::min<size_t>(lineage.size(), durable_keeps_));
+  return std::find(lineage.begin(), kept, &a) == kept ? nullptr : "I-14: one of the newest durable steps was let go";
+}
+
+const char* Model::WhyKept(const ModelAttempt& a) const {
+  if (const char* held = WhyHeld(a)) return held;
   const std::vector<const ModelAttempt*> lineage = Lineage(a.ns);
   if (lineage.empty()) return "I-14: a step was retired and none is left";
   const auto kept = lineage.begin() + static_cast<ptrdiff_t>(std::min<size_t>(lineage.size(), retain_));
@@ -201,7 +214,7 @@ const ModelAttempt* Model::Find(const Id128& attempt) const {
   return it == attempts_.end() ? nullptr : &it->second;
 }
 
-std::vector<const ModelAttempt*> Model::Lineage(const NamespaceKey& ns) const {
+std::vector<const ModelAttempt*> Model::Lineage(const NamespaceKey& ns, bool durable_only) const {
   std::vector<const ModelAttempt*> lineage;
   auto of_ns = generations_.find(ns);
   if (of_ns == generations_.end()) return lineage;
@@ -209,7 +222,7 @@ std::vector<const ModelAttempt*> Model::Lineage(const NamespaceKey& ns) const {
   while (true) {
     std::map<uint64_t, const ModelAttempt*, std::greater<>> by_step;  // Of each step the latest try.
     for (const auto& [id, a] : attempts_) {
-      if (a.ns != ns || a.key.generation != generation || a.key.step > step_max || !Complete(a)) continue;
+      if (a.ns != ns || a.key.generation != generation || a.key.step > step_max || !Complete(a) || (durable_only && !a.durable)) continue;
       const ModelAttempt*& best = by_step[a.key.step];
       if (!best || best->key.try_number < a.key.try_number) best = &a;
     }

@@ -60,7 +60,8 @@ struct ModelPin {
 
 class Model {
  public:
-  Model(uint32_t retain, bool has_store) : retain_(retain), has_store_(has_store) {}
+  // `durable_keeps` 0: nothing goes from the store.
+  Model(uint32_t retain, bool has_store, uint32_t durable_keeps = 0) : retain_(retain), has_store_(has_store), durable_keeps_(durable_keeps) {}
 
   void Append(Nanos now, Nanos pin_ns, const LedgerEntry& entry);  // Throws Violation.
   // Facts that are in no entry.
@@ -78,7 +79,8 @@ class Model {
 
   bool Complete(const ModelAttempt& a) const;
   const ModelAttempt* Find(const Id128& attempt) const;
-  std::vector<const ModelAttempt*> Lineage(const NamespaceKey& ns) const;  // Complete ones, newest first.
+  // Complete ones, newest first; of each step the latest try.
+  std::vector<const ModelAttempt*> Lineage(const NamespaceKey& ns, bool durable_only = false) const;
   const ModelAttempt* Latest(const NamespaceKey& ns) const;
   // What must be said when there is no latest: kNotFound or kLost.
   StatusCode NothingLeft(const NamespaceKey& ns) const;
@@ -88,6 +90,7 @@ class Model {
   bool IsMine(const NamespaceKey& ns) const;
   // The rule that would be broken if the step left memory now; null: none. That it is on its way to the store is for the caller to look at.
   const char* WhyKept(const ModelAttempt& a) const;
+  const char* WhyKeptInStore(const ModelAttempt& a) const;  // The same of one that only the store has.
   const std::map<uint64_t, ModelSlot>& slots() const { return slots_; }
   const std::map<Id128, ModelAttempt>& attempts() const { return attempts_; }
   const std::set<Hash256>& quarantined() const { return quarantined_; }
@@ -112,9 +115,11 @@ class Model {
   void On(const ledger::StoredManifest& e);
   void On(const ledger::Evicted& e);
   void LeaveMemory(ModelAttempt& a);
+  const char* WhyHeld(const ModelAttempt& a) const;  // By somebody.
 
   uint32_t retain_;
   bool has_store_;
+  uint32_t durable_keeps_;
   Nanos now_ = 0, pin_ns_ = 0;
   std::map<NamespaceKey, std::map<uint64_t, ledger::Generation>> generations_;
   std::map<Id128, ModelAttempt> attempts_;

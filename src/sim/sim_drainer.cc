@@ -37,6 +37,11 @@ void SimDrainer::Do(Nanos now, const action::StoreShard& order, std::vector<Memo
 }
 void SimDrainer::Do(Nanos now, const action::StoreManifest& order) { Add({.order = order, .memory = {}, .began = now}); }
 void SimDrainer::Do(Nanos now, const action::ListStore& order) { Add({.order = order, .memory = {}, .began = now}); }
+void SimDrainer::Do(Nanos now, const action::PlanRetention& order) { Add({.order = order, .memory = {}, .began = now}); }
+void SimDrainer::Do(Nanos now, const action::DeleteSteps& order) {
+  Add({.order = order, .memory = {}, .began = now});
+  for (const StepName& step : order.steps) store_->Name(step);
+}
 
 std::vector<size_t> SimDrainer::Ready(Nanos now) const {
   std::vector<size_t> ready;
@@ -53,7 +58,9 @@ std::optional<Event> SimDrainer::Run(Nanos now, size_t index) {
   const auto& order = job.order;
   if (now >= job.deadline) {
     if (store_->health() == StoreHealth::kHangs) SendLate(job);
-    answer = std::visit([&](const auto& o) { return End(now, o, Status(StatusCode::kDeadline, "no answer in time")); }, order);
+    const Status late(StatusCode::kDeadline, "no answer in time");
+    if (const auto* deletion = std::get_if<action::DeleteSteps>(&order)) answer = End(now, *deletion, late, std::move(job.gone));
+    else answer = std::visit([&](const auto& o) { return End(now, o, late); }, order);
   } else {
     answer = std::visit([&](const auto& o) { return Request(now, job, o); }, order);
     ++job.answered;
@@ -102,18 +109,75 @@ SimDrainer::Answer SimDrainer::Request(Nanos now, Job& job, const action::StoreS
   return End(now, order, Status(), read_back);
 }
 
+// Its shards are still there, and no mark; the lineage; the manifest.
 SimDrainer::Answer SimDrainer::Request(Nanos now, Job& job, const action::StoreManifest& order) {
   const AttemptKey& key = order.step.records.front().key;
-  const Result<bool> made = job.answered == 0 ? store_->Write(LineageObjectKey(key), {{}, MakeLineage(order.step.lineage)})
+  if (job.answered == 0) {
+    const auto keys = store_->ListKeys({key.ns, key.step, order.attempt});
+    if (!keys) return End(now, order, keys.error());
+    const auto has = [&](const std::string& wanted) { return std::ranges::find(*keys, wanted) != keys->end(); };
+    // Of one daemon, nobody else deletes anything.
+    Require(!has(StepPrefix(key) + std::string(kDeletingName)), "I-24: a step is being deleted that is on its way to the store");
+    for (const SealRecord& record : order.step.records) {
+      if (!has(ShardObjectKey(record)) || !has(ChecksumsObjectKey(record))) return End(now, order, Status(StatusCode::kIncomplete, "a shard has gone"));
+    }
+    return std::nullopt;
+  }
+  const Result<bool> made = job.answered == 1 ? store_->Write(LineageObjectKey(key), {{}, MakeLineage(order.step.lineage)})
                                               : store_->Write(ManifestObjectKey(key), {{}, MakeManifest(order.step.records)});
   if (!made) return End(now, order, made.error());
-  if (job.answered == 0) return std::nullopt;
+  if (job.answered == 1) return std::nullopt;
   return End(now, order, Status());
 }
 
 SimDrainer::Answer SimDrainer::Request(Nanos now, Job&, const action::ListStore& order) {
   Result<std::vector<StoredStep>> steps = store_->List({order.uid, order.ns});
   return steps ? End(now, order, Status(), std::move(*steps)) : End(now, order, steps.error());
+}
+
+// As durable/retention.cc, with a rule that knows only `keep_last`.
+SimDrainer::Answer SimDrainer::Request(Nanos now, Job&, const action::PlanRetention& order) {
+  const auto listing = store_->ListAll({order.uid, order.ns});
+  if (!listing) return End(now, order, listing.error());
+  std::vector<Departure> departures;
+  for (const StepName& step : listing->remains) departures.push_back({step, "its deletion was cut short"});
+  for (size_t i = keep_last_; i < listing->steps.size(); ++i) {
+    const SealRecord& first = listing->steps[i].records.front();
+    departures.push_back({{first.key.ns, first.key.step, first.attempt}, "not among the newest"});
+  }
+  return End(now, order, Status(), std::move(departures));
+}
+
+// As durable/step_store.cc: a mark, the manifest, what else is there, the mark. A step that cannot be deleted keeps no other one.
+SimDrainer::Answer SimDrainer::Request(Nanos now, Job& job, const action::DeleteSteps& order) {
+  const StepName& step = order.steps[job.at];
+  const std::string mark = step.Prefix() + std::string(kDeletingName);
+  Status status;
+  bool done = false;
+  switch (job.asked++) {
+    case 0:
+      if (const auto made = store_->Write(mark, {{}, "{}"}); !made) status = made.error();
+      break;
+    case 1: status = store_->Delete(step.Prefix() + "manifest.json"); break;
+    case 2: {
+      auto keys = store_->ListKeys(step);
+      if (!keys) status = keys.error();
+      else job.keys = std::move(*keys);
+      std::erase(job.keys, mark);
+      break;
+    }
+    default:
+      done = job.keys.empty();
+      status = store_->Delete(done ? mark : job.keys.front());
+      if (!done) job.keys.erase(job.keys.begin());
+      break;
+  }
+  if (status.ok() && !done) return std::nullopt;
+  if (status.ok()) job.gone.push_back(step);
+  else if (job.failed.ok()) job.failed = status;
+  job.asked = 0;
+  if (++job.at < order.steps.size()) return std::nullopt;
+  return End(now, order, job.failed, std::move(job.gone));
 }
 
 SimDrainer::Answer SimDrainer::End(Nanos now, const action::StoreShard& order, const Status& status, bool read_back) {
@@ -131,6 +195,18 @@ SimDrainer::Answer SimDrainer::End(Nanos now, const action::ListStore& order, co
   return event::StoreListed{order.uid, order.ns, status, std::move(steps), {}};
 }
 
+SimDrainer::Answer SimDrainer::End(Nanos, const action::PlanRetention& order, const Status& status, std::vector<Departure> departures) {
+  if (status.ok()) retention_failed_.erase({order.uid, order.ns});
+  else retention_failed_.insert({order.uid, order.ns});
+  return event::RetentionPlanned{order.uid, order.ns, status, std::move(departures)};
+}
+
+SimDrainer::Answer SimDrainer::End(Nanos, const action::DeleteSteps& order, const Status& status, std::vector<StepName> gone) {
+  if (!status.ok()) retention_failed_.insert({order.uid, order.ns});
+  deleted_ += gone.size();
+  return event::StepsDeleted{order.uid, order.ns, status, std::move(gone)};
+}
+
 void SimDrainer::Hear(Nanos now, const Id128& attempt, const Status& status) {
   Heard& heard = heard_[attempt];
   heard.failures = status.ok() ? 0 : heard.failures + 1;
@@ -141,8 +217,10 @@ void SimDrainer::Hear(Nanos now, const Id128& attempt, const Status& status) {
 void SimDrainer::SendLate(const Job& job) {
   if (const auto* shard = std::get_if<action::StoreShard>(&job.order); shard && job.answered == 0) {
     if (auto words = Compare(job, shard->record)) store_->WriteLate(ShardObjectKey(shard->record), {std::move(*words), ""});
-  } else if (const auto* manifest = std::get_if<action::StoreManifest>(&job.order); manifest && job.answered == 1) {
+  } else if (const auto* manifest = std::get_if<action::StoreManifest>(&job.order); manifest && job.answered == 2) {
     store_->WriteLate(ManifestObjectKey(manifest->step.records.front().key), {{}, MakeManifest(manifest->step.records)});
+  } else if (const auto* deletion = std::get_if<action::DeleteSteps>(&job.order); deletion && job.asked == 1) {
+    store_->DeleteLate(deletion->steps[job.at].Prefix() + "manifest.json");
   }
 }
 
@@ -150,6 +228,7 @@ void SimDrainer::WorkerDied() {
   jobs_.clear();
   heard_.clear();
   list_failed_at_.clear();
+  retention_failed_.clear();
 }
 
 bool SimDrainer::IsInTrouble(Nanos now, const Id128& attempt) const {
@@ -158,6 +237,12 @@ bool SimDrainer::IsInTrouble(Nanos now, const Id128& attempt) const {
   const auto of_attempt = [&](const Job& job) { return job.Attempt() && *job.Attempt() == attempt; };
   const bool sent = std::any_of(jobs_.begin(), jobs_.end(), of_attempt);
   return heard->second.failures > 0 || (sent && now >= heard->second.progressed_at + kStalled);
+}
+
+bool SimDrainer::IsRetaining() const {
+  return !retention_failed_.empty() || std::ranges::any_of(jobs_, [](const Job& job) {
+    return std::holds_alternative<action::PlanRetention>(job.order) || std::holds_alternative<action::DeleteSteps>(job.order);
+  });
 }
 
 bool SimDrainer::IsUnlistable(Nanos now, const NamespaceKey& ns) const {

@@ -17,7 +17,7 @@ MutableByteSpan Bytes(std::vector<uint64_t>& words) { return {reinterpret_cast<u
 
 SimNode::SimNode(Host& host, CoreConfig config, SimStore* store, uint64_t ledger_bytes, uint64_t ledger_soft_limit)
     : host_(host), config_(std::move(config)), ledger_memory_(ledger_bytes / 8), ledger_soft_limit_(ledger_soft_limit),
-      drainer_(store, config_.extent_bytes) {}
+      drainer_(store, config_.extent_bytes, config_.durable_keeps.value_or(0)) {}
 
 void SimNode::Start() { Restart(); }
 
@@ -105,6 +105,11 @@ void SimNode::Perform(const Action& any) {
   } else if (const auto* a = std::get_if<action::StoreManifest>(&any)) {
     drainer_.Do(now_, *a);
   } else if (const auto* a = std::get_if<action::ListStore>(&any)) {
+    drainer_.Do(now_, *a);
+  } else if (const auto* a = std::get_if<action::PlanRetention>(&any)) {
+    drainer_.Do(now_, *a);
+  } else if (const auto* a = std::get_if<action::DeleteSteps>(&any)) {
+    host_.OnDeleting(*a);
     drainer_.Do(now_, *a);
   } else if (std::holds_alternative<action::ExitDaemon>(any)) {
     exits_ = true;

@@ -22,6 +22,7 @@ class Host {
   virtual void OnFrame(ConnectionId c, const Frame& frame, const std::vector<MemoryRef>& memory, bool read_only) = 0;
   virtual void OnClosed(ConnectionId c) = 0;
   virtual void OnAppended(const LedgerEntry& entry) = 0;  // From here on it survives the worker.
+  virtual void OnDeleting(const action::DeleteSteps& order) = 0;
   virtual void OnSealChecked(uint64_t lease, bool passed) = 0;
   virtual void OnRestarted(bool keeper_lost) = 0;
   virtual void OnExit() = 0;  // The daemon was asked to stop, and ends by itself.

@@ -14,6 +14,8 @@ constexpr size_t kFaultsMax = 16;
 
 Status Down() { return Status(StatusCode::kUnavailable, "503"); }
 
+std::string MarkOf(const StepName& step) { return step.Prefix() + std::string(kDeletingName); }
+
 }  // namespace
 
 void SimStore::SpoilNext(StoreFault fault, size_t requests) {
@@ -59,6 +61,66 @@ Result<std::vector<StoredStep>> SimStore::List(const NamespaceKey& ns) {
   return Steps(ns);
 }
 
+Result<SimStore::Listing> SimStore::ListAll(const NamespaceKey& ns) {
+  const std::optional<StoreFault> fault = Take();
+  if (fault && fault != StoreFault::kFlipsRead && fault != StoreFault::kFlipsStored) return std::unexpected(Down());
+  Listing listing{AllSteps(ns), {}};
+  for (const auto& [key, kept] : objects_) {
+    const auto object = ParseStepObjectKey(key);
+    if (!object || object->step.ns != ns.ns || object->file != kDeletingName || IsWhole(object->step.attempt)) continue;
+    listing.remains.push_back(object->step);
+  }
+  return listing;
+}
+
+Result<std::vector<std::string>> SimStore::ListKeys(const StepName& step) {
+  const std::optional<StoreFault> fault = Take();
+  if (fault && fault != StoreFault::kFlipsRead && fault != StoreFault::kFlipsStored) return std::unexpected(Down());
+  std::vector<std::string> keys;
+  for (auto it = objects_.lower_bound(step.Prefix()); it != objects_.end() && it->first.starts_with(step.Prefix()); ++it) keys.push_back(it->first);
+  return keys;
+}
+
+Status SimStore::Delete(const std::string& key) {
+  const std::optional<StoreFault> fault = Take();
+  if (fault == StoreFault::kFails) return Down();
+  if (fault == StoreFault::kArrivesLate) {
+    DeleteLate(key);
+    return Status(StatusCode::kDeadline, "no answer in time");
+  }
+  LetGo(key);
+  return fault == StoreFault::kAnswerLost ? Down() : Status();
+}
+
+void SimStore::Name(const StepName& step) {
+  named_.insert(step);
+  std::erase_if(late_, [&](auto& late) {
+    const bool written = late.second && late.first.starts_with(step.Prefix());
+    if (written) Keep(late.first, std::move(*late.second), false);
+    return written;
+  });
+}
+
+// docs/formats/store.md, "Deleting".
+void SimStore::LetGo(const std::string& key) {
+  if (!objects_.contains(key)) return;
+  const auto object = ParseStepObjectKey(key);
+  Require(object && named_.contains(object->step), "I-24: something was deleted that no order named");
+  const StepName& step = object->step;
+  if (object->file == kDeletingName) {
+    const auto next = objects_.lower_bound(step.Prefix());
+    Require(next->first == key && (std::next(next) == objects_.end() || !std::next(next)->first.starts_with(step.Prefix())),
+            "I-24: the mark of a deletion went before the step did");
+  } else if (const auto whole = steps_.find(step.attempt); whole != steps_.end()) {
+    Require(objects_.contains(MarkOf(step)), "I-24: a deletion has left no mark");
+    Require(ParseManifestKey(key).has_value(), "I-23: an object of a step went before its manifest");
+    const AttemptKey& of = whole->second.records.front().key;
+    Require(AllSteps({of.uid, of.ns}).front() != whole->second, "I-14: the newest step of the store was deleted");
+    steps_.erase(whole);
+  }
+  objects_.erase(key);
+}
+
 bool SimStore::Keep(const std::string& key, Object object, bool flipped) {
   const auto there = objects_.find(key);
   if (there != objects_.end()) {
@@ -66,7 +128,10 @@ bool SimStore::Keep(const std::string& key, Object object, bool flipped) {
     Require(key.ends_with("/lineage.json") || there->second.object == object, "I-24: one key was to have two contents");
     return false;
   }
-  if (const auto name = ParseManifestKey(key)) AddStep(*name, object.text);
+  if (const auto name = ParseManifestKey(key)) {
+    Require(!objects_.contains(MarkOf(*name)), "I-24: a manifest was made of a step that is being deleted");
+    AddStep(*name, object.text);
+  }
   objects_[key] = Kept{std::move(object), flipped};
   return true;
 }
@@ -86,7 +151,10 @@ void SimStore::AddStep(const StepName& name, const std::string& manifest) {
 }
 
 void SimStore::DeliverLate() {
-  for (auto& [key, object] : std::exchange(late_, {})) Keep(key, std::move(object), false);
+  for (auto& [key, object] : std::exchange(late_, {})) {
+    if (object) Keep(key, std::move(*object), false);
+    else LetGo(key);
+  }
 }
 
 void SimStore::Heal() {
@@ -102,6 +170,12 @@ bool SimStore::HasShard(const SealRecord& record) const {
 }
 
 std::vector<StoredStep> SimStore::Steps(const NamespaceKey& ns) const {
+  std::vector<StoredStep> steps = AllSteps(ns);
+  if (steps.size() > kStepsListed) steps.resize(kStepsListed);
+  return steps;
+}
+
+std::vector<StoredStep> SimStore::AllSteps(const NamespaceKey& ns) const {
   std::vector<StoredStep> steps;
   for (const auto& [attempt, step] : steps_) {
     const AttemptKey& key = step.records.front().key;
@@ -111,7 +185,6 @@ std::vector<StoredStep> SimStore::Steps(const NamespaceKey& ns) const {
     const AttemptKey& key = s.records.front().key;
     return std::tuple(key.generation, key.step, key.try_number);
   });
-  if (steps.size() > kStepsListed) steps.resize(kStepsListed);
   return steps;
 }
 

@@ -62,6 +62,34 @@ TEST_F(SimStoreTest, I24_FindsAnOverwrite) {
   EXPECT_THROW((void)store.Write(ShardObjectKey(record), {{1, 1}, ""}), Violation);
 }
 
+TEST_F(SimStoreTest, I24_OnlyWhatAnOrderNamedGoesAndInOrder) {
+  PutStep();
+  const StepName name{"job", 10, record.attempt};
+  const std::string mark = name.Prefix() + std::string(kDeletingName), manifest = ManifestObjectKey(record.key);
+  EXPECT_THROW((void)store.Delete(manifest), Violation) << "nobody has named it";
+  store.Name(name);
+  EXPECT_THROW((void)store.Delete(manifest), Violation) << "there is no mark";
+  EXPECT_TRUE(*store.Write(mark, {{}, "{}"}));
+  EXPECT_THROW((void)store.Delete(manifest), Violation) << "it is the newest";
+  const StoredStep older = step;
+  record.key.step = 20;
+  record.attempt = record.key.AttemptId();
+  step.records = {record};
+  PutStep();
+  EXPECT_THROW((void)store.Delete(ShardObjectKey(older.records[0])), Violation) << "its manifest is there";
+  EXPECT_TRUE(store.Delete(manifest).ok());
+  EXPECT_EQ(store.ListAll({1000, "job"})->remains, std::vector<StepName>{name});
+  EXPECT_EQ(store.ListAll({1000, "job"})->steps, std::vector<StoredStep>{step});
+  EXPECT_THROW((void)store.Delete(mark), Violation) << "something of it is there";
+  EXPECT_THROW((void)store.Write(manifest, {{}, MakeManifest(older.records)}), Violation) << "it is being deleted";
+  const std::vector<std::string> keys = *store.ListKeys(name);
+  for (const std::string& key : keys) EXPECT_TRUE(key == mark || store.Delete(key).ok());
+  EXPECT_TRUE(store.Delete(mark).ok());
+  EXPECT_TRUE(store.Delete(mark).ok()) << "again";
+  EXPECT_TRUE(store.ListKeys(name)->empty());
+  EXPECT_TRUE(store.ListAll({1000, "job"})->remains.empty());
+}
+
 TEST_F(SimStoreTest, AnswersAreLostAndWritesAreLate) {
   const std::string key = ShardObjectKey(record);
   store.SpoilNext(StoreFault::kFails, 1);

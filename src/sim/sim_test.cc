@@ -19,16 +19,17 @@ TEST(Simulator, NoHistoryBreaksAnInvariant) {
   const Tally t = RunSeeds(1, kHistories, kOperations);
   EXPECT_EQ(t.report, "");
   std::printf("%llu histories, %llu operations, %llu acknowledgements, %llu shards read back, %llu steps durable, %llu audits of "
-              "what the store has, %llu twin runs\n",
+              "what the store has, %llu steps deleted there, %llu twin runs\n",
               static_cast<unsigned long long>(t.histories), static_cast<unsigned long long>(t.operations), static_cast<unsigned long long>(t.acknowledged),
               static_cast<unsigned long long>(t.restores), static_cast<unsigned long long>(t.durable), static_cast<unsigned long long>(t.resumed),
-              static_cast<unsigned long long>(t.twins));
+              static_cast<unsigned long long>(t.deleted), static_cast<unsigned long long>(t.twins));
   if (t.report.empty()) {
     // A simulator in which nothing is ever saved or read would find nothing either.
     EXPECT_GT(t.acknowledged, 5 * kHistories);
     EXPECT_GT(t.restores, kHistories);
     EXPECT_GT(t.durable, kHistories);
     EXPECT_GT(t.resumed, kHistories / 4);
+    EXPECT_GT(t.deleted, kHistories / 10);
     EXPECT_EQ(t.twins, kHistories / 100);
   }
 }
@@ -180,6 +181,27 @@ TEST_F(ModelTest, KnowsWhatIsDurable) {
   EXPECT_TRUE(model.IsMine({1000, "job"}));
   Model without(2, false);
   EXPECT_THROW(without.Append(now, 0, Wish(1, true)), Violation);
+}
+
+TEST_F(ModelTest, KnowsWhatMayGoFromTheStore) {
+  model = Model(1, true, 2);
+  model.SetGoodCoverage(Hash256{}, true);
+  Append(Generation(1));
+  for (uint64_t step = 1; step <= 4; ++step) {
+    SaveStep(step, step);
+    if (step == 4) break;
+    Append(Wish(step, true));
+    Append(StoredShard(step));
+    Append(StoredManifest(step));
+  }
+  EXPECT_EQ(Refusal(Retired(1)), "I-14") << "it is in memory still";
+  for (uint64_t step = 1; step <= 3; ++step) Append(Evicted(step));
+  EXPECT_EQ(Refusal(Retired(2)), "I-14") << "one of the two newest that are durable";
+  Append(ledger::OperatorPin{1000, "job", Key(1).AttemptId(), true});
+  EXPECT_EQ(Refusal(Retired(1)), "I-17");
+  Append(ledger::OperatorPin{1000, "job", Key(1).AttemptId(), false});
+  Append(Retired(1));
+  EXPECT_EQ(model.Lineage({1000, "job"}).size(), 3u);
 }
 
 TEST_F(ModelTest, KnowsWhatANewMemoryTakesOver) {

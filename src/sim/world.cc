@@ -19,6 +19,7 @@ CoreConfig MakeCoreConfig(const WorldConfig& config) {
   c.durable_every = config.durable_every;
   c.durable_interval = config.durable_interval_s * kNanosPerSecond;
   c.drains_max = config.drains_max;
+  if (config.durable_keeps > 0) c.durable_keeps = config.durable_keeps;
   return c;
 }
 
@@ -56,6 +57,7 @@ WorldConfig MakeConfig(uint64_t seed) {
   c.durable_every = 10 * static_cast<uint32_t>(random.Below(4));  // Steps are multiples of ten.
   c.durable_interval_s = random.Percent(30) ? 5 + static_cast<uint32_t>(random.Below(60)) : 0;
   c.drains_max = 1 + static_cast<uint32_t>(random.Below(3));
+  if (c.store && random.Percent(33)) c.durable_keeps = 1 + static_cast<uint32_t>(random.Below(3));
   return c;
 }
 
@@ -63,7 +65,7 @@ World::World(const WorldConfig& config)
     : config_(config),
       store_(config.store_verifies),
       node_(*this, MakeCoreConfig(config), config.store ? &store_ : nullptr, uint64_t{1} << 20, uint64_t{16} << 10),
-      model_(config.retain, config.store) {
+      model_(config.retain, config.store, config.durable_keeps) {
   node_.Start();
 }
 

@@ -57,6 +57,7 @@ struct WorldConfig {
   bool unwatchable = false;  // Some processes cannot be watched.
   bool store = false, store_verifies = false;
   uint32_t durable_every = 0, durable_interval_s = 0, drains_max = 2;
+  uint32_t durable_keeps = 0;  // 0: nothing is deleted.
 };
 WorldConfig MakeConfig(uint64_t seed);
 Id128 MakeId(uint64_t a, uint64_t b);
@@ -72,6 +73,7 @@ class World : public Host {
   uint64_t restores() const { return restores_; }
   uint64_t durable() const { return durable_; }      // Steps that came to the store.
   uint64_t resumed() const { return resumed_; }      // Audits in which what is known came from the store.
+  uint64_t deleted() const { return node_.drainer().deleted(); }  // Steps that went from there.
 
  private:
   struct Save {
@@ -132,6 +134,7 @@ class World : public Host {
   void OnFrame(ConnectionId c, const Frame& frame, const std::vector<MemoryRef>& memory, bool read_only) override;
   void OnClosed(ConnectionId c) override;
   void OnAppended(const LedgerEntry& entry) override;
+  void OnDeleting(const action::DeleteSteps& order) override;
   void OnSealChecked(uint64_t lease, bool passed) override;
   void OnRestarted(bool keeper_lost) override;
   void OnExit() override;
@@ -188,6 +191,7 @@ class World : public Host {
   bool TakenOver(const LedgerEntry& entry);  // It repeats what the store says; checked against it.
   void CheckStored(const LedgerEntry& entry) const;
   void CheckGivenUp(const ledger::DurableWish& wish) const;
+  bool IsChosen(const Id128& attempt) const;  // By a group of readers, some of which may not have opened it yet.
   void CheckLevel(const Id128& attempt, Level level) const;  // Somebody was told.
   void CheckUnavailable(MessageType type, const NamespaceKey& ns) const;
   void CheckGaveWay(const Process& process) const;

@@ -129,6 +129,8 @@ void World::Finish() {
     node_.Advance(1800 * kNanosPerSecond);
     node_.RunTimers();
   }
+  DeliverAll();
+  Require(!node_.drainer().IsRetaining(), "I-30: what was to go from the store is still there although the store has been healthy for hours");
   Audit();
   CheckAllDurable("I-30: a step that was asked for is not durable although the store has been healthy for hours");
   for (const auto& [id, a] : model_.attempts()) {

@@ -80,6 +80,27 @@ void World::CheckGivenUp(const ledger::DurableWish& wish) const {
   Require(excused, "I-23: a step was given up although neither the store nor memory was in trouble");
 }
 
+bool World::IsChosen(const Id128& attempt) const {
+  return std::ranges::any_of(choices_, [&](const auto& c) { return c.second.attempt == attempt && c.second.expires > node_.now(); });
+}
+
+// What is not there whole are the remains of a deletion: of it the node knows nothing that it could offer, read or write.
+void World::OnDeleting(const action::DeleteSteps& order) {
+  const std::vector<StoredStep> stored = store_.AllSteps({order.uid, order.ns});
+  for (const StepName& step : order.steps) {
+    const auto place = std::ranges::find_if(stored, [&](const StoredStep& s) { return s.records.front().attempt == step.attempt; });
+    Require(place == stored.end() || place - stored.begin() >= static_cast<ptrdiff_t>(config_.durable_keeps), "I-14: one of the newest steps is deleted");
+    Require(place != stored.end() || !store_.IsWhole(step.attempt), "I-38: another user's step is deleted");
+    Require(!IsChosen(step.attempt), "I-17: a step is deleted that a group of readers has chosen");
+    const ModelAttempt* a = model_.Find(step.attempt);
+    if (!a) continue;
+    Require(!a->HasMemory(), "I-14: a step is deleted that memory has");
+    Require(!a->operator_pin, "I-17: a step is deleted that an operator has pinned");
+    Require(a->tombstone.has_value(), "I-5: a step is deleted that is offered, or on its way to the store");
+    for (const auto& [pin, read] : model_.pins()) Require(read.entry.attempt != step.attempt, "I-17: a step is deleted that is being restored");
+  }
+}
+
 void World::CheckLevel(const Id128& attempt, Level level) const {
   Require(level != Level::kDurable || store_.IsWhole(attempt), "I-23: a step is called durable that the store does not have whole");
 }
@@ -130,7 +151,8 @@ void World::OnWaitReply(const WaitRequest& request, const Frame& reply) {
   const ModelAttempt* a = model_.Find(request.attempt);
   if (reply.status == StatusCode::kOk) {
     const Level level = Decode<WaitReply>(reply.body)->level;
-    CheckLevel(request.attempt, level);
+    const bool let_go = a && a->durable && a->tombstone && config_.durable_keeps > 0;  // It was there, until the rule let go of it.
+    if (!let_go) CheckLevel(request.attempt, level);
     if (request.level == Level::kDurable) Require(level == Level::kDurable, "I-23: Wait told of less than was waited for");
     // Retired in the same moment is possible: a step that came out of order (F81).
     if (level != Level::kNone) {
@@ -148,7 +170,9 @@ void World::OnWaitReply(const WaitRequest& request, const Frame& reply) {
 void World::ReadStored(Process& process) {
   Reading& reading = process.reading;
   const SealRecord& record = *reading.record;
-  Require(store_.IsWhole(record.attempt) && store_.HasShard(record), "I-23: a reader was sent to a store that does not have the shard");
+  const auto pin = model_.pins().find(reading.pin);
+  const bool let_go = config_.durable_keeps > 0 && (pin == model_.pins().end() || pin->second.entry.attempt != record.attempt);  // Its pin is over.
+  if (!let_go) Require(store_.IsWhole(record.attempt) && store_.HasShard(record), "I-23: a reader was sent to a store that does not have the shard");
   const auto there = store_.health() == StoreHealth::kHangs ? Error(StatusCode::kDeadline, "") : store_.Read(ShardObjectKey(record));
   if (!there || BlockRoot(there->words) != record.block_root) {
     reading.rank = reading.info.world_size;  // The restore fails, as an error.
