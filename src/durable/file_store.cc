@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/aligned_buffer.h"
 #include "durable/store_url.h"
 #include "format/constants.h"
 #include "os/fd.h"
@@ -140,11 +141,11 @@ Result<Store::Target> Store::StartFile(const std::string& key, uint64_t size_byt
 Result<bool> Store::Write(const Call& call, const std::string& key, const PutSource& source) const {
   auto target = StartFile(key, source.size_bytes);
   if (!target) return std::unexpected(call.Explain(target.error()));
-  // A block at a time: small enough to be still in the cache when it is written.
-  std::vector<uint8_t> buffer(std::min(kBlockBytes, source.size_bytes));
-  for (uint64_t at = 0; at < source.size_bytes; at += buffer.size()) {
+  // A block at a time: small enough to be still in the cache when it is written, and large enough for the disk.
+  const AlignedBuffer buffer(std::min(kBlockBytes, source.size_bytes));
+  for (uint64_t at = 0; at < source.size_bytes; at += kBlockBytes) {
     SP_RETURN_IF_ERROR(call.Check());
-    const MutableByteSpan chunk = MutableByteSpan(buffer).first(std::min<uint64_t>(buffer.size(), source.size_bytes - at));
+    const MutableByteSpan chunk = buffer.span().first(std::min(kBlockBytes, source.size_bytes - at));
     const Status read = source.block_crcs.empty() ? source.read(at, chunk) : ReadBlock(source, at / kBlockBytes, chunk);
     if (!read.ok()) return std::unexpected(call.Explain(read));
     if (Status status = target->file.Append(chunk); !status.ok()) return std::unexpected(call.Explain(status));
@@ -226,10 +227,22 @@ Status Store::ReadRange(const std::string& key, uint64_t offset, MutableByteSpan
     return call.Explain({StatusCode::kCorrupt, "bytes " + std::to_string(offset) + " to " + std::to_string(offset + out.size()) +
                                                    " of an object that has " + std::to_string(facts->size_bytes)});
   }
+  bool direct = limits.past_cache && out.size() >= kBlockBytes && GoPastPageCache(file->get());
   while (!out.empty()) {
     SP_RETURN_IF_ERROR(call.Check());
-    const MutableByteSpan chunk = out.first(std::min(out.size(), kReadBytes));
-    if (Status status = ReadFileExact(file->get(), chunk, offset); !status.ok()) return call.Explain(status);
+    size_t length = std::min(out.size(), kReadBytes);
+    if (direct) {
+      const bool aligned = (reinterpret_cast<uintptr_t>(out.data()) | offset) % kDirectAlignment == 0 && length >= kDirectAlignment;
+      if (aligned) length = length / kDirectAlignment * kDirectAlignment;
+      else UsePageCache(file->get()), direct = false;
+    }
+    const MutableByteSpan chunk = out.first(length);
+    if (Status status = ReadFileExact(file->get(), chunk, offset); !status.ok()) {
+      if (!direct) return call.Explain(status);
+      UsePageCache(file->get());  // It may want another alignment; what is wrong with the disk comes again.
+      direct = false;
+      continue;
+    }
     offset += chunk.size();
     out = out.subspan(chunk.size());
   }

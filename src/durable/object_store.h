@@ -76,6 +76,8 @@ struct PutSource {
 struct CallLimits {
   Nanos deadline = std::numeric_limits<Nanos>::max();  // By the clock that the store was made with.
   const std::atomic<bool>* cancelled = nullptr;
+  // ReadRange only: what this machine has of the object in a cache of its own is no proof that the store has it. Best with memory of AlignedBuffer.
+  bool past_cache = false;
   // Put only: called with the number of bytes that have reached the store since the last call; from any thread, one at a time.
   std::function<void(uint64_t)> progress;
 };

@@ -1,8 +1,8 @@
 #include "durable/verify.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "base/aligned_buffer.h"
 #include "base/crc32c.h"
 #include "base/no_memory.h"
 #include "format/constants.h"
@@ -28,10 +28,12 @@ Status VerifyObject(ObjectStore& store, const std::string& key, uint64_t size_by
     return Differs(store, key, std::to_string(info.size_bytes) + " bytes long, not " + std::to_string(size_bytes));
   }
   return OrNoMemory("the window for reading an object back", [&]() -> Status {
-    std::vector<uint8_t> window(std::min(size_bytes, kWindowBytes));
+    const AlignedBuffer window(std::min(size_bytes, kWindowBytes));
+    CallLimits from_the_store = limits;
+    from_the_store.past_cache = true;
     for (uint64_t at = 0; at < size_bytes; at += kWindowBytes) {
-      const MutableByteSpan bytes = MutableByteSpan(window).first(std::min(kWindowBytes, size_bytes - at));
-      SP_RETURN_IF_ERROR(store.ReadRange(key, at, bytes, limits));
+      const MutableByteSpan bytes = window.span().first(std::min(kWindowBytes, size_bytes - at));
+      SP_RETURN_IF_ERROR(store.ReadRange(key, at, bytes, from_the_store));
       for (uint64_t begin = 0; begin < bytes.size(); begin += kBlockBytes) {
         const uint64_t block = (at + begin) / kBlockBytes;
         if (Crc32c(0, bytes.subspan(begin, std::min<uint64_t>(kBlockBytes, bytes.size() - begin))) != block_crcs[block]) {

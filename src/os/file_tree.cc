@@ -9,6 +9,7 @@
 
 #include <memory>
 
+#include "base/aligned_buffer.h"
 #include "base/check.h"
 #include "os/errors.h"
 
@@ -16,6 +17,16 @@ namespace sp {
 namespace {
 
 constexpr uint64_t kWriteBehindBytes = 8u << 20;
+constexpr uint64_t kDirectFrom = 1u << 20;  // Smaller files are not worth the wait for the disk.
+
+bool IsAligned(ByteSpan piece, uint64_t offset) {
+  return (reinterpret_cast<uintptr_t>(piece.data()) | piece.size() | offset) % kDirectAlignment == 0;
+}
+
+bool SetDirect(int fd, bool on) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags >= 0 && ::fcntl(fd, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+}
 
 bool IsName(std::string_view name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == name.npos && name.find('\0') == name.npos;
@@ -232,6 +243,9 @@ Status ReadFileExact(int fd, MutableByteSpan out, uint64_t offset) {
   return {};
 }
 
+bool GoPastPageCache(int fd) { return SetDirect(fd, true); }
+void UsePageCache(int fd) { SetDirect(fd, false); }
+
 Result<bool> RemoveFileAt(int directory, const std::string& name) {
   SP_CHECK(IsName(name));
   if (::unlinkat(directory, name.c_str(), 0) != 0) {
@@ -296,24 +310,42 @@ Result<NewFile> NewFile::Create(int directory, std::string temporary_name, uint6
     }
     // Others: this file system cannot promise room; it will say so while it is written.
   }
+  file.direct_ = size_bytes >= kDirectFrom && GoPastPageCache(file.fd_.get());
   return file;
 }
 
 NewFile::NewFile(NewFile&& other) noexcept
-    : directory_(other.directory_), name_(std::exchange(other.name_, {})), fd_(std::move(other.fd_)), size_bytes_(other.size_bytes_),
-      started_bytes_(other.started_bytes_), written_bytes_(other.written_bytes_) {}
+    : directory_(other.directory_), name_(std::exchange(other.name_, {})), fd_(std::move(other.fd_)), direct_(other.direct_),
+      size_bytes_(other.size_bytes_), started_bytes_(other.started_bytes_), written_bytes_(other.written_bytes_) {}
 
 NewFile::~NewFile() {
   if (!name_.empty()) ::unlinkat(directory_, name_.c_str(), 0);  // Not synced: a temporary file that a crash brings back is swept.
 }
 
-Status NewFile::Append(ByteSpan piece) {
+Status NewFile::Write(ByteSpan piece) {
   while (!piece.empty()) {
+    if (direct_ && !IsAligned(piece, size_bytes_)) {  // The end of the file, or of what a full disk took.
+      UsePageCache(fd_.get());
+      direct_ = false;
+    }
     const ssize_t put = RetryOnEintr([&] { return ::pwrite(fd_.get(), piece.data(), piece.size(), static_cast<off_t>(size_bytes_)); });
+    if (put < 0 && errno == EINVAL && direct_) {  // It wants another alignment.
+      UsePageCache(fd_.get());
+      direct_ = false;
+      continue;
+    }
     if (put < 0) return FileStatus(errno, "write");
     size_bytes_ += static_cast<uint64_t>(put);
+    if (direct_) started_bytes_ = written_bytes_ = size_bytes_;
     piece = piece.subspan(static_cast<size_t>(put));
   }
+  return {};
+}
+
+Status NewFile::Append(ByteSpan piece) {
+  const size_t aligned = direct_ ? piece.size() / kDirectAlignment * kDirectAlignment : 0;
+  SP_RETURN_IF_ERROR(Write(piece.first(aligned)));
+  SP_RETURN_IF_ERROR(Write(piece.subspan(aligned)));
   return size_bytes_ - started_bytes_ >= kWriteBehindBytes ? StartWriting() : Status();
 }
 

@@ -66,6 +66,10 @@ Result<Fd> OpenFileAt(int directory, const std::string& name);
 Result<FileFacts> StatOpen(int fd);
 // All of `out` at `offset`. A file that ends early is kCorrupt.
 Status ReadFileExact(int fd, MutableByteSpan out, uint64_t offset);
+// From here on the page cache has no part in what this descriptor reads and writes, where memory, offset and length are multiples of kDirectAlignment.
+// False: this file system cannot do that.
+bool GoPastPageCache(int fd);
+void UsePageCache(int fd);
 // Removes a name that is not a directory's, and syncs the directory. False: there was none.
 Result<bool> RemoveFileAt(int directory, const std::string& name);
 Status SyncDirectory(int directory);
@@ -88,8 +92,9 @@ class NewFile {
   NewFile& operator=(NewFile&&) = delete;
   ~NewFile();
 
-  // Behind what was appended before. The system is told to write it to the disk at once, and made to keep up: no more than kUnwrittenBytesMax wait in
-  // memory, which would otherwise be taken from the machine's other work and be left for Sync to wait for.
+  // Behind what was appended before. Past the page cache where that goes (GoPastPageCache), as long as pieces are aligned: copying into new pages of it
+  // costs several times what the disk does. Else the system is told to write it to the disk at once, and made to keep up: no more than
+  // kUnwrittenBytesMax wait in memory, which would otherwise be taken from the machine's other work and be left for Sync to wait for.
   Status Append(ByteSpan piece);
   // On disk, and out of the page cache where the system takes that advice, so that reading back asks the disk.
   Status Sync();
@@ -101,6 +106,7 @@ class NewFile {
 
  private:
   NewFile(int directory, std::string name, Fd fd) : directory_(directory), name_(std::move(name)), fd_(std::move(fd)) {}
+  Status Write(ByteSpan piece);
   Status StartWriting();
   Result<bool> GiveName(const std::string& name);
   bool IsOurs(const std::string& name) const;
@@ -108,6 +114,7 @@ class NewFile {
   int directory_;
   std::string name_;  // Empty: no temporary file any more.
   Fd fd_;
+  bool direct_ = false;  // Past the page cache.
   uint64_t size_bytes_ = 0;
   uint64_t started_bytes_ = 0;  // Told to be written to the disk.
   uint64_t written_bytes_ = 0;  // Waited for.

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 
+#include "base/aligned_buffer.h"
 #include "os/files.h"
 #include "os/test_util.h"
 
@@ -93,6 +95,40 @@ TEST(FileTree, APublishedFileIsWholeAndReplacesNothing) {
   }
   EXPECT_EQ(Names(base.get()), (std::vector<std::string>{"name", "taken"}));
   EXPECT_EQ(std::filesystem::file_size(directory.File("name")), big.size());
+}
+
+// Whatever the alignment of pieces and memory, and whether the file system can do it (a disk's mostly, /dev/shm mostly not).
+TEST(FileTree, WhatGoesPastThePageCacheIsWhatWasAppended) {
+  const AlignedBuffer aligned(3u << 20);
+  for (size_t i = 0; i < aligned.span().size(); ++i) aligned.span()[i] = static_cast<uint8_t>(i * 2654435761u >> 24);
+  const ByteSpan bytes = aligned.span();
+  TemporaryDirectory on_disk;
+  const std::string in_memory = "/dev/shm/sp-test-" + std::to_string(::getpid());
+  SP_ASSERT_OK(MakeDirectory(in_memory, 0700));
+  for (const std::string& path : {on_disk.path(), in_memory}) {
+    const Fd base = OpenDirectory(path).value();
+    const std::vector<std::vector<size_t>> all_pieces = {{1u << 20, 1u << 20, 1u << 20}, {1u << 20, 5}, {4096, 4097, 8192, 100}, {7, 4096}, {2u << 20, 0, 12288}};
+    for (const auto& pieces : all_pieces) {
+      for (const size_t shift : {0, 1}) {
+        auto file = NewFile::Create(base.get(), "temporary", 3u << 20);
+        SP_ASSERT_OK(file);
+        std::vector<uint8_t> expected;
+        for (const size_t size : pieces) {
+          const ByteSpan piece = bytes.subspan(std::min(shift, bytes.size() - size), size);
+          SP_ASSERT_OK(file->Append(piece));
+          expected.insert(expected.end(), piece.begin(), piece.end());
+        }
+        SP_ASSERT_OK(file->Sync());
+        EXPECT_TRUE(file->Publish("final").value());
+        const Fd written = OpenFileAt(base.get(), "final").value();
+        std::vector<uint8_t> found(expected.size());
+        SP_ASSERT_OK(ReadFileExact(written.get(), found, 0));
+        EXPECT_EQ(found, expected);
+        SP_ASSERT_OK(RemoveFileAt(base.get(), "final"));
+      }
+    }
+  }
+  std::filesystem::remove(in_memory);
 }
 
 TEST(FileTree, AFileThatIsNotPublishedGoes) {

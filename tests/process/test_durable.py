@@ -346,15 +346,15 @@ def test_gc_leaves_what_it_cannot_read(daemon_with_store: Daemon, base: Path, ur
 def test_a_daemon_deletes_what_its_rule_lets_go(start_daemon: Start, url: str, base: Path, open_job: Job) -> None:
     rule = ("--durable-every=1", "--durable-keep-last=2", "--durable-keep-every=4")
     daemon = start_daemon(f"--store={url}", "--retain=1", *rule)
-    job = open_job(daemon, "train")
+    job = open_job(daemon, "kept")
     for step in range(1, 10):
         job.save(step, {"x": torch.full((5,), step)}).wait("durable", timeout=30)
 
     def stored() -> list[int]:
-        return sorted(int(p.parent.parent.name.removeprefix("step-")) for p in base.glob("train/*/*/manifest.json"))
+        return sorted(int(p.parent.parent.name.removeprefix("step-")) for p in base.glob("kept/*/*/manifest.json"))
 
     eventually(lambda: stored() == [4, 8, 9], "the others go")
-    assert sorted(p.name for p in base.glob("train/*")) == ["step-4", "step-8", "step-9"]
+    assert sorted(p.name for p in base.glob("kept/*")) == ["step-4", "step-8", "step-9"]
     assert daemon.status()["durable"]["deleted"] == 6
     deleted = daemon.events("stored_step_deleted")
     assert {int(line["step"]) for line in deleted} == {1, 2, 3, 5, 6, 7}

@@ -36,7 +36,7 @@ class _Row(NamedTuple):
 
 
 def _judged(place: StorePlace, namespace: str, last: int, every: int, for_seconds: int) -> Iterator[_Row]:
-    """Each user's steps by themselves, the newest first: each one's newest step stays. Then what is not a step any more."""
+    """Each user's steps by themselves, the newest first: each one's newest stays. Then what is not a step any more."""
     by_user: dict[int, list[tuple[_core.StepName, _core.StoredPin]]] = {}
     for name in place.store.steps(namespace):
         try:
