@@ -262,10 +262,10 @@ std::vector<LedgerEntry> NodeCore::Impl::Snapshot() const {
   for (const NamespaceKey& ns : catalog_.Namespaces()) {
     for (const ledger::Generation& g : catalog_.Generations(ns)) out.push_back(g);
   }
-  // Free extents that were lent: a replay must know under which uid.
-  for (const auto& [uid, extents] : pool_.FreeByUid()) {
-    out.push_back(ledger::Slot{1, SessionKey{{}, uid, 0, 0}, extents});
-    out.push_back(ledger::SlotGone{1});
+  // Free extents that were lent: a replay must know under which uid, and to whom if that one lives (a kill came while its slots became another one).
+  for (const ledger::Slot& lent : pool_.FreeAsLent()) {
+    out.push_back(lent);
+    out.push_back(ledger::SlotGone{lent.slot});
   }
   for (const ledger::Slot& dropped : dropped_) {
     out.push_back(dropped);

@@ -231,18 +231,22 @@ TEST(Restart, FreeMemoryOfASnapshotIsNobodysForEver) {  // Another tenant got NO
 }
 
 TEST(Restart, ASlotThatWasBeingRebuiltIsNotGivenToAnotherProcess) {  // I-10: its writer lives and has it mapped
-  H h(2);
-  H::Writer a = h.Open(h.Connect(1), 1);
-  h.Ask(a.client, MessageType::kPrepareSlots, PrepareSlotsRequest{"job", 8192, 1, 2});
-  h.kill_after = 2;  // Both SlotGone, the new Slot is lost.
-  h.TryReserve(a, 1, 0, 2 * 8192);
-  ASSERT_TRUE(h.killed);
-  h.Restart();
-  EXPECT_EQ(h.PoolBytes("free"), 2u);
-  const H::Writer b = h.Open(h.Connect(2), 2, 1, 0, ParentMode::kLatest, {}, "other");
-  EXPECT_EQ(h.TryReserve(b, 1).status, StatusCode::kNoSpace);
-  a.client = h.Reconnect(a.client);
-  EXPECT_EQ(h.TryReserve(a, 2).status, StatusCode::kOk);
+  for (const bool compact : {false, true}) {  // A snapshot forgot to whom they were lent.
+    H h(2);
+    H::Writer a = h.Open(h.Connect(1), 1);
+    h.Ask(a.client, MessageType::kPrepareSlots, PrepareSlotsRequest{"job", 8192, 1, 2});
+    h.kill_after = 2;  // Both SlotGone, the new Slot is lost.
+    h.TryReserve(a, 1, 0, 2 * 8192);
+    ASSERT_TRUE(h.killed);
+    h.Restart();
+    if (compact) h.Compact();
+    if (compact) h.Restart();
+    EXPECT_EQ(h.PoolBytes("free"), 2u);
+    const H::Writer b = h.Open(h.Connect(2), 2, 1, 0, ParentMode::kLatest, {}, "other");
+    EXPECT_EQ(h.TryReserve(b, 1).status, StatusCode::kNoSpace) << compact;
+    a.client = h.Reconnect(a.client);
+    EXPECT_EQ(h.TryReserve(a, 2).status, StatusCode::kOk) << compact;
+  }
 }
 
 // A process whose only object had two slots of one extent, all there is, and said goodbye.

@@ -172,12 +172,16 @@ std::vector<uint32_t> Pool::NeverLent() const {
   return ids;
 }
 
-std::map<uint32_t, std::vector<uint32_t>> Pool::FreeByUid() const {
-  std::map<uint32_t, std::vector<uint32_t>> ids;
+std::vector<ledger::Slot> Pool::FreeAsLent() const {
+  std::map<std::pair<uint32_t, Id128>, ledger::Slot> by_writer;
   for (const auto& [id, extent] : extents_) {
-    if (extent.state != ExtentState::kInSlot && extent.uid) ids[*extent.uid].push_back(id);
+    if (extent.state == ExtentState::kInSlot || !extent.uid) continue;
+    const SessionKey writer = extent.writer.session.is_zero() ? SessionKey{{}, *extent.uid, 0, 0} : extent.writer;
+    by_writer.try_emplace({*extent.uid, writer.session}, ledger::Slot{1, writer, {}}).first->second.extents.push_back(id);
   }
-  return ids;
+  std::vector<ledger::Slot> slots;
+  for (auto& [writer, slot] : by_writer) slots.push_back(std::move(slot));
+  return slots;
 }
 
 bool Pool::AddSlot(const ledger::Slot& entry) {

@@ -71,8 +71,8 @@ class Pool {
   std::vector<uint64_t> SlotsWith(const std::vector<uint32_t>& extents) const;
   const Extent* FindExtent(uint32_t id) const;
   std::vector<uint32_t> NeverLent() const;
-  // Extents in no slot that were lent, by the uid under which they were.
-  std::map<uint32_t, std::vector<uint32_t>> FreeByUid() const;
+  // Extents in no slot that were lent, as slots that are gone: by who may still write to them, or by uid where nobody can. For a snapshot.
+  std::vector<ledger::Slot> FreeAsLent() const;
 
   // --- slots (by applying ledger entries)
   bool AddSlot(const ledger::Slot& entry);  // False: an extent is unknown or in another slot; nothing changed.

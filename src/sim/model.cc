@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "node/core_types.h"
+
 namespace sp::sim {
 namespace {
 auto Age(const ModelAttempt* a) { return std::tie(a->key.generation, a->key.step, a->key.try_number); }
@@ -201,6 +203,10 @@ void Model::KeeperLost() {
   checked_.clear();  // Ids begin again.
   promised_.clear();
   given_back_.clear();
+}
+
+void Model::ForgetUnmarked(const std::vector<Hash256>& markers) {
+  std::erase_if(had_complete_, [&](const NamespaceKey& ns) { return std::find(markers.begin(), markers.end(), MarkerOf(ns.uid, ns.ns)) == markers.end(); });
 }
 
 bool Model::Complete(const ModelAttempt& a) const {

@@ -72,6 +72,7 @@ class Model {
   void PinUsed(uint64_t pin, Nanos expires);
   void WorkerRestarted(Nanos now, Nanos pin_ns);
   void KeeperLost();
+  void ForgetUnmarked(const std::vector<Hash256>& markers);  // That these namespaces ever had a complete step.
   void SetGoodCoverage(const Hash256& structure, bool good) { good_coverage_[structure] = good; }
   // Facts that a node finds in the store, and not in its memory (model_durable.cc).
   void TakeOver(const ledger::Generation& generation);

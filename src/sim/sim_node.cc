@@ -212,9 +212,9 @@ void SimNode::LoseKeeper() {
   jobs_.clear();
   config_.incarnation = 0;
   config_.boot.bytes[0]++;
+  host_.OnRestarted(true);
   stop_by_.reset();
   exits_ = false;
-  host_.OnRestarted(true);
   Restart();
 }
 

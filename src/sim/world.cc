@@ -373,6 +373,9 @@ void World::OnRestarted(bool keeper_lost) {
   audit_connection_ = 0;
   if (keeper_lost) {
     model_.KeeperLost();
+    // A kill between the ledger's entry and the marker's file is made good by the next worker. A daemon that is to end starts none; nobody was told of the
+    // step yet.
+    if (node_.stopping()) model_.ForgetUnmarked(node_.config().markers);
     seal_replies_.clear();
     store_.DropLate();  // Nothing of the node is left, on no wire either.
   }
