@@ -45,7 +45,6 @@ BUGS: dict[str, tuple[str, str]] = {
     "marker_not_rewritten": ("I-31", "a kill before the marker's file is written is never made good"),
     "mismatch_ignored_on_read": ("I-8", "a restore returns blocks that do not match their checksums"),
     "never_read_back": ("I-23", "what a store took is believed although it compares no checksums"),
-    "newest_not_kept": ("I-14", "the durable tier's rule lets go of the newest step"),
     "one_extent_too_many": ("I-27", "the pool grows beyond its limit"),
     "pins_ignored": ("I-17", "a step is retired while it is being restored"),
     "quarantine_keeps_copy": ("I-12", "a corrupt shard is still counted as a copy"),

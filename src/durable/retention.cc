@@ -4,7 +4,6 @@
 #include <tuple>
 #include <utility>
 
-#include "base/plant.h"
 #include "durable/step_store.h"
 
 namespace sp {
@@ -28,7 +27,7 @@ std::vector<Judgement> Judge(const RetentionRule& rule, std::span<const DatedSte
   for (size_t age = 0; age < newest_first.size(); ++age) {
     const DatedStep& step = newest_first[age];
     const int64_t behind_s = newest_s - step.modified_unix_s;
-    if (age == 0 && !SP_PLANTED(newest_not_kept)) judgements.push_back({true, "the newest step always stays"});
+    if (age == 0) judgements.push_back({true, "the newest step always stays"});
     else if (age < rule.keep_last) judgements.push_back({true, "among the newest " + std::to_string(rule.keep_last)});
     else if (rule.keep_every > 0 && step.step % rule.keep_every == 0) judgements.push_back({true, "a multiple of " + std::to_string(rule.keep_every)});
     else if (rule.keep_for_s > 0 && behind_s <= rule.keep_for_s) judgements.push_back({true, "made " + std::to_string(behind_s) + " s before the newest"});
