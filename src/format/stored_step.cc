@@ -1,6 +1,7 @@
 #include "format/stored_step.h"
 
 #include <charconv>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -24,6 +25,15 @@ std::string RankKey(const SealRecord& record, const char* extension) {
 
 std::string PrefixOf(const std::string& ns, uint64_t step, const Id128& attempt) {
   return ns + "/" + std::string(kStepWord) + std::to_string(step) + "/" + attempt.ToHex() + "/";
+}
+
+// False: it is no whole number that `out` can hold. The library would convert "1.9e19", and that is undefined behaviour.
+template <typename T>
+bool TakeNumber(const Json& object, const char* name, T* out) {
+  const Json& number = object.at(name);
+  if (!number.is_number_unsigned() || number.get<uint64_t>() > std::numeric_limits<T>::max()) return false;
+  *out = static_cast<T>(number.get<uint64_t>());
+  return true;
 }
 
 }  // namespace
@@ -89,17 +99,16 @@ Result<std::vector<ledger::Generation>> ParseLineage(std::string_view text) {
     for (const Json& entry : list) {
       ledger::Generation g;
       g.ns = entry.at("namespace").get<std::string>();
-      g.uid = entry.at("uid").get<uint32_t>();
-      g.generation = entry.at("generation").get<uint64_t>();
-      g.world_size = entry.at("world_size").get<uint32_t>();
+      if (!TakeNumber(entry, "uid", &g.uid) || !TakeNumber(entry, "generation", &g.generation) || !TakeNumber(entry, "world_size", &g.world_size)) {
+        return bad("a number");
+      }
       g.fresh = entry.at("fresh").get<bool>();
       g.ever_complete = entry.at("ever_complete").get<bool>();
       if (!Id128::FromHex(entry.at("nonce").get<std::string>(), &g.nonce)) return bad("a nonce");
       if (const Json& parent = entry.at("parent"); !parent.is_null()) {
         g.has_parent = true;
         if (!Id128::FromHex(parent.at("attempt").get<std::string>(), &g.parent)) return bad("a parent");
-        g.parent_generation = parent.at("generation").get<uint64_t>();
-        g.parent_step = parent.at("step").get<uint64_t>();
+        if (!TakeNumber(parent, "generation", &g.parent_generation) || !TakeNumber(parent, "step", &g.parent_step)) return bad("a parent's number");
       }
       lineage.push_back(std::move(g));
     }

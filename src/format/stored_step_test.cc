@@ -74,6 +74,17 @@ TEST(StoredStep, I35_LineagesThatCannotBeAreRefused) {
     text.replace(text.find(from), std::string(from).size(), to);
     EXPECT_EQ(refused(text), StatusCode::kProtocol) << text;
   }
+  // Numbers that no 64 or 32 bits hold: converting them would be undefined behaviour.
+  const auto with = [&](const std::string& name, const std::string& value) {
+    const size_t at = good.find("\"" + name + "\":") + name.size() + 3;
+    return good.substr(0, at) + value + good.substr(good.find_first_of(",}", at));
+  };
+  for (const char* name : {"uid", "generation", "world_size", "step"}) {
+    for (const char* value : {"18446744073709551616", "1.8446744073709551616e19", "-1", "1e30", "2.0", "\"2\""}) {
+      EXPECT_EQ(refused(with(name, value)), StatusCode::kProtocol) << name << " " << value;
+    }
+  }
+  EXPECT_EQ(refused(with("uid", "4294967296")), StatusCode::kProtocol);
   auto unrelated = Lineage();
   unrelated[0].has_parent = false;
   EXPECT_EQ(refused(MakeLineage(unrelated)), StatusCode::kProtocol);
