@@ -48,7 +48,7 @@ class S3Client::Impl {
 
   const S3Options options;
   const Clock& clock;
-  std::unique_ptr<S3Library> library;
+  std::unique_ptr<S3Library> aws;
 };
 
 // The requests of one SendAll. Everything but the callbacks happens on the thread that called; the callbacks only write into their Call.
@@ -175,7 +175,7 @@ class S3Client::Batch {
       header.value = AwsCursor(value);
       good = good && aws_http_message_add_header(message.get(), header) == AWS_OP_SUCCESS;
     };
-    add("host", impl_.library->host());
+    add("host", impl_.aws->host());
     if (request.method == "PUT" || request.method == "POST") add("content-length", std::to_string(request.body.size()));
     if (!request.into.empty()) {
       add("range", "bytes=" + std::to_string(request.offset) + "-" + std::to_string(request.offset + request.into.size() - 1));
@@ -188,7 +188,7 @@ class S3Client::Batch {
     ++call.attempts;
     call.reply = S3Reply{};
     const Message message = MakeMessage(call);
-    const S3Library::Provider provider = impl_.library->provider();
+    const S3Library::Provider provider = impl_.aws->provider();
     aws_signing_config_aws signing{};
     aws_s3_init_default_signing_config(&signing, AwsCursor(impl_.options.region), provider.get());
     aws_s3_meta_request_options options{};
@@ -196,7 +196,7 @@ class S3Client::Batch {
     options.operation_name = AwsCursor(call.request.operation);
     options.signing_config = &signing;
     options.message = message.get();
-    options.endpoint = impl_.library->endpoint();
+    options.endpoint = impl_.aws->endpoint();
     options.user_data = &call;
     options.headers_callback = OnHeaders;
     options.finish_callback = OnFinish;
@@ -214,7 +214,7 @@ class S3Client::Batch {
       options.recv_buffer = &call.into;
     }
     SetState(call, State::kRunning);
-    call.meta = message == nullptr ? nullptr : aws_s3_client_make_meta_request(impl_.library->client(), &options);
+    call.meta = message == nullptr ? nullptr : aws_s3_client_make_meta_request(impl_.aws->client(), &options);
     if (call.meta == nullptr) {  // Then there are no callbacks.
       call.reply.failure = message == nullptr ? AWS_ERROR_OOM : aws_last_error();
       Announce(call, State::kGone);
@@ -254,7 +254,7 @@ class S3Client::Batch {
   bool Repeat(Call& call) {
     if (!status_.ok() || call.cancelled) return false;
     const bool expired = S3WantsNewCredentials(call.reply);
-    if (expired) impl_.library->Refresh(impl_.clock);
+    if (expired) impl_.aws->Refresh(impl_.clock);
     if (!S3IsTransient(call.reply) && !(expired && !impl_.options.credentials)) return false;
     if (call.attempts >= impl_.options.attempts_max) return false;
     call.maybe_done |= S3MayBeDone(call.reply);
@@ -286,7 +286,7 @@ const S3Options& S3Client::options() const { return impl_->options; }
 Result<std::unique_ptr<S3Client>> S3Client::Open(const S3Options& options, const Clock& clock) {
   SP_RETURN_IF_ERROR(CheckS3Options(options));
   auto impl = std::make_unique<Impl>(options, clock);
-  SP_ASSIGN_OR_RETURN(impl->library, S3Library::Make(options));
+  SP_ASSIGN_OR_RETURN(impl->aws, S3Library::Make(options));
   return std::unique_ptr<S3Client>(new S3Client(std::move(impl)));
 }
 
