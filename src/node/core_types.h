@@ -144,7 +144,7 @@ struct CheckBlock {  // Re-read the checksum list (against the root) and one blo
   uint64_t length_bytes = 0, block = 0;
   Hash256 block_root;
 };
-struct StoreShard {  // Bring it to the store, under the keys that its record gives it (durable/layout.h), and have the store confirm it.
+struct StoreShard {  // Bring it to the store, under the keys that its record gives it (format/stored_step.h), and have the store confirm it.
   SealRecord record;
   std::vector<uint32_t> extents;
 };

@@ -237,7 +237,6 @@ class NodeCore::Impl {
   // --- what goes from the durable tier (node_core_retention.cc)
   void WantRetention(const NamespaceKey& ns);
   void PumpRetention();
-  bool MayGo(const NamespaceKey& ns, const Id128& attempt) const;
   void RetentionEnded(const NamespaceKey& ns, const Status& status, bool progress);
 
   // --- reading
@@ -321,7 +320,7 @@ class NodeCore::Impl {
     std::map<StepName, std::string> why;  // Of what is being deleted.
   };
   std::map<NamespaceKey, Retention> retentions_;
-  std::optional<NamespaceKey> retaining_;  // One at a time: the threads are there for what goes to the store.
+  bool retaining_ = false;  // One at a time: the threads are there for what goes to the store.
   NamespaceKey retained_last_;
   struct Counters {
     uint64_t durable = 0, drain_failures = 0, drain_bytes = 0, stored_deleted = 0;

@@ -28,36 +28,33 @@ void NodeCore::Impl::PumpRetention() {
   if (next == retentions_.end()) next = std::find_if(retentions_.begin(), retentions_.end(), due);
   if (next == retentions_.end()) return;
   next->second.wanted = false;
-  retaining_ = retained_last_ = next->first;
+  retaining_ = true;
+  retained_last_ = next->first;
   actions_.push_back(action::PlanRetention{next->first.uid, next->first.ns});
-}
-
-bool NodeCore::Impl::MayGo(const NamespaceKey& ns, const Id128& id) const {
-  if (drains_.contains(id) || HasMemory(id)) return false;  // Whoever's it is: remains are not one user's.
-  if (PinnedAttempts(ns).contains(id)) return false;
-  const Attempt* attempt = catalog_.FindAttempt(ns, id);
-  if (!attempt || attempt->tombstone) return true;
-  if (!attempt->durable || attempt->operator_pin) return false;
-  // Of a launch that was rolled back the store's order is not the order in which this node would read: its own newest ones stay, too.
-  std::vector<const Attempt*> lineage = catalog_.Lineage(ns, Level::kDurable);
-  lineage.resize(std::min<size_t>(lineage.size(), config_.durable_keeps.value_or(0)));
-  return std::ranges::find(lineage, attempt) == lineage.end();
 }
 
 void NodeCore::Impl::On(const event::RetentionPlanned& e) {
   const NamespaceKey ns{e.uid, e.ns};
   if (!e.status.ok() || stopping_) return RetentionEnded(ns, e.status, false);
   Retention& retention = retentions_[ns];
+  std::set<Id128> stay = PinnedAttempts(ns);
+  // Of a launch that was rolled back the store's order is not the order in which this node would read: its own newest ones stay, too.
+  const std::vector<const Attempt*> lineage = catalog_.Lineage(ns, Level::kDurable);
+  for (size_t i = 0; i < std::min<size_t>(lineage.size(), config_.durable_keeps.value_or(0)); ++i) stay.insert(lineage[i]->key.AttemptId());
   std::vector<StepName> steps;
   for (const Departure& departure : e.departures) {
     const Id128& id = departure.step.attempt;
-    if (!MayGo(ns, id)) continue;
+    // Whoever's it is: remains are not one user's.
+    if (stay.contains(id) || drains_.contains(id) || HasMemory(id)) continue;
+    const Attempt* attempt = catalog_.FindAttempt(ns, id);
+    const bool known = attempt && !attempt->tombstone;
+    if (known && (!attempt->durable || attempt->operator_pin)) continue;
     if (steps.size() == kDeletedAtOnce) {
       retention.wanted = true;
       break;
     }
     // Before it goes: from here on nobody is sent there.
-    if (const Attempt* attempt = catalog_.FindAttempt(ns, id); attempt && !attempt->tombstone) {
+    if (known) {
       Commit(ledger::Tombstone{ns.uid, ns.ns, id, ledger::TombstoneWhy::kRetired, "deleted from the durable tier: " + departure.why});
       trim_ = true;
     }
@@ -80,7 +77,7 @@ void NodeCore::Impl::On(const event::StepsDeleted& e) {
 }
 
 void NodeCore::Impl::RetentionEnded(const NamespaceKey& ns, const Status& status, bool progress) {
-  retaining_.reset();
+  retaining_ = false;
   Retention& retention = retentions_[ns];
   retention.why.clear();
   if (!status.ok()) {
