@@ -29,12 +29,13 @@ struct Store {
 
 Store OpenForReading(const std::string& url) { return {Value(Unlocked([&] { return OpenStoreForReading(url); }))}; }
 
-// Names and reasons.
-std::vector<std::pair<FoundStep, std::string>> Remains(const Store& s, const std::string& ns) {
-  std::vector<std::pair<FoundStep, std::string>> remains;
-  const StoreListing listing = Value(Unlocked([&] { return ListStore(*s.store, ns, std::time(nullptr), ReadLimits(kManyObjects)); }));
-  for (const Departure& departure : listing.remains) remains.emplace_back(FoundStep{departure.step, 0}, departure.why);
-  return remains;
+using Remains = std::vector<std::pair<FoundStep, std::string>>;  // Names and reasons.
+
+std::pair<std::vector<FoundStep>, Remains> Listing(const Store& s, const std::string& ns) {
+  StoreListing listing = Value(Unlocked([&] { return ListStore(*s.store, ns, std::time(nullptr), ReadLimits(kManyObjects)); }));
+  Remains remains;
+  for (Departure& departure : listing.remains) remains.emplace_back(FoundStep{std::move(departure.step), 0}, std::move(departure.why));
+  return {std::move(listing.steps), std::move(remains)};
 }
 
 std::vector<std::pair<bool, std::string>> JudgeSteps(const std::vector<std::pair<uint64_t, int64_t>>& newest_first, uint64_t keep_last,
@@ -105,9 +106,9 @@ void BindStore(nb::module_& m) {
           "One page of the objects whose keys begin with `prefix`, ascending, and the cursor of the next page, empty after the last; but for keys that "
           "no store of ours could have. NotFound, Unavailable, Denied.")
       .def("read", &ReadRange, "key"_a, "offset"_a, "size"_a, "A range of one object, unchecked. NotFound; Corrupt: it ends before.")
-      .def("remains", &Remains, "ns"_a = "",
-           "What is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing in a week. "
-           "Unavailable, Denied.")
+      .def("listing", &Listing, "ns"_a = "",
+           "As steps; and what is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing "
+           "in a week. Unavailable, Denied.")
       .def(
           "delete", [](const Store& s, const FoundStep& step) { Check(Unlocked([&] { return DeleteStep(*s.store, step.name, ReadLimits(kManyObjects)); })); }, "name"_a,
           "Deletes a step: its manifest first, so that it is never half there; then what else of it is ours. Denied, Unavailable.");

@@ -399,9 +399,9 @@ class Store:
     def read(self, key: str, offset: int, size: int) -> bytes:
         """A range of one object, unchecked. NotFound; Corrupt: it ends before."""
 
-    def remains(self, ns: str = '') -> list[tuple[StepName, str]]:
+    def listing(self, ns: str = '') -> tuple[list[StepName], list[tuple[StepName, str]]]:
         """
-        What is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing in a week. Unavailable, Denied.
+        As steps; and what is left of steps that will never be whole, and why: deletions that were cut short, and what nobody has finished writing in a week. Unavailable, Denied.
         """
 
     def delete(self, name: StepName) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from safepoint import _core, errors
 from safepoint.cli._common import AsJson, Namespace, console, human_bytes, print_json, reported
-from safepoint.cli._places import StorePlace, newest_first
+from safepoint.cli._places import newest_first
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 24 * 3600}
 
@@ -35,25 +35,26 @@ class _Row(NamedTuple):
     why: str
 
 
-def _judged(place: StorePlace, namespace: str, last: int, every: int, for_seconds: int) -> Iterator[_Row]:
-    """Each user's steps by themselves, the newest first: each one's newest stays. Then what is not a step any more."""
-    by_user: dict[int, list[tuple[_core.StepName, _core.StoredPin]]] = {}
-    for name in place.store.steps(namespace):
+def _judged(store: _core.Store, namespace: str, last: int, every: int, for_seconds: int) -> Iterator[_Row]:
+    """Of one namespace, or of all (""). Each user's steps by themselves, the newest first: each one's newest stays."""
+    steps, remains = store.listing(namespace)
+    of_whom: dict[tuple[str, int], list[tuple[_core.StepName, _core.StoredPin]]] = {}
+    for name in steps:
         try:
-            pin = place.store.open(name)
+            pin = store.open(name)
         except errors.NotFound:  # Deleted meanwhile.
             continue
         except (errors.Corrupt, errors.Incomplete, errors.LimitExceeded, errors.Denied) as error:
             yield _Row(name, None, None, True, f"cannot be read: {error}")
             continue
-        by_user.setdefault(pin.uid, []).append((name, pin))
-    for uid, own in sorted(by_user.items()):
+        of_whom.setdefault((name.ns, pin.uid), []).append((name, pin))
+    for (_, uid), own in sorted(of_whom.items()):
         own.sort(key=lambda step: newest_first(step[1]))
         dated = [(name.step, name.modified) for name, _ in own]
         judged = _core.judge_retention(dated, last, every, for_seconds)
         for (name, pin), (stays, why) in zip(own, judged, strict=True):
             yield _Row(name, uid, pin.info.bytes, stays, why)
-    for name, why in place.store.remains(namespace):
+    for name, why in remains:
         yield _Row(name, None, None, False, why)
 
 
@@ -78,34 +79,31 @@ def gc(
         if keep_last is None and keep_for is None:
             raise errors.InvalidArgument("say what stays: --keep-last N, --keep-for TIME, or both")
         rule = (keep_last or 0, keep_every or 0, 0 if keep_for is None else _seconds(keep_for))
-        place = StorePlace(url)
-        there = {name.ns for name in place.store.steps(namespace or "")}
-        there |= {name.ns for name, _ in place.store.remains(namespace or "")}
-        if namespace is not None and not there:
-            raise errors.NotFound(f"{url}: namespace {namespace} has nothing of ours")
+        store = _core.Store(url)
         rows: list[dict[str, object]] = []
         table = Table("namespace", "step", "size", "what", "why")
         freed = 0
-        for space in sorted(there):
-            for row in _judged(place, space, *rule):
-                if not row.stays:
-                    freed += row.bytes or 0
-                    if not dry_run:
-                        place.store.delete(row.name)
-                what = "stays" if row.stays else "would go" if dry_run else "deleted"
-                rows.append(
-                    {
-                        "namespace": space,
-                        "step": row.name.step,
-                        "attempt": row.name.attempt.hex(),
-                        "uid": row.uid,
-                        "bytes": row.bytes,
-                        "what": what,
-                        "why": row.why,
-                    }
-                )
-                size = "?" if row.bytes is None else human_bytes(row.bytes)
-                table.add_row(space, str(row.name.step), size, what, row.why)
+        for row in _judged(store, namespace or "", *rule):
+            if not row.stays:
+                freed += row.bytes or 0
+                if not dry_run:
+                    store.delete(row.name)
+            what = "stays" if row.stays else "would go" if dry_run else "deleted"
+            rows.append(
+                {
+                    "namespace": row.name.ns,
+                    "step": row.name.step,
+                    "attempt": row.name.attempt.hex(),
+                    "uid": row.uid,
+                    "bytes": row.bytes,
+                    "what": what,
+                    "why": row.why,
+                }
+            )
+            size = "?" if row.bytes is None else human_bytes(row.bytes)
+            table.add_row(row.name.ns, str(row.name.step), size, what, row.why)
+        if namespace is not None and not rows:
+            raise errors.NotFound(f"{url}: namespace {namespace} has nothing of ours")
         if as_json:
             return print_json({"url": url, "dry_run": dry_run, "bytes": freed, "steps": rows})
         console.print(table)
