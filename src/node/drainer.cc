@@ -186,9 +186,11 @@ void Drainer::DeleteSteps(uint32_t uid, const std::string& ns, const std::vector
     event::StepsDeleted done{uid, ns, {}, {}};
     const CallLimits limits = Limits(kDeleting, nullptr);
     const auto opened = door_->Open(limits);
-    if (!opened) done.status = opened.error();
+    if (!opened) {
+      done.status = opened.error();
+      return done;
+    }
     for (const StepName& step : steps) {  // One that cannot be deleted keeps no other one.
-      if (!opened) break;
       const Status deleted = DeleteStep(*opened->store, step, limits);
       if (deleted.ok()) done.steps.push_back(step);
       else if (done.status.ok()) done.status = deleted;
