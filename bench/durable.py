@@ -34,19 +34,20 @@ _KINDS = {
     "download8": "**download, 8 readers**",
 }
 _CLIENTS = {
-    "raw": "aws-c-s3 alone: from mapped memory, no checksums",
+    "raw_put": "aws-c-s3 alone: from mapped memory, no checksums",
     "put": "`s3://` of safepoint: read from the pool, compared, sent with checksums",
-    "get": "aws-c-s3 alone: into the reader's memory",
+    "raw_get": "aws-c-s3 alone: into the reader's memory",
+    "get": "`s3://` of safepoint: the same",
     "check": "`s3://` of safepoint: the same, every block compared",
 }
 _WHOLE = {
-    "client raw1": "aws-c-s3 alone, no tensors, no checksums",
+    "client raw_put1": "aws-c-s3 alone, no tensors, no checksums",
     "safepoint save": "`save(durable=True)` until durable, 1 rank",
     "safepoint8 save": "the same, 8 ranks of an eighth each",
     "obstore put1": "obstore, no tensors, no checksums",
     "connector save": "torch `dcp.save`, s3torchconnector",
     "aws save": "AWS library, `save_to_s3`, and into a stand-in of its memory tier",
-    "client get1": "aws-c-s3 alone, no tensors, unverified",
+    "client raw_get1": "aws-c-s3 alone, no tensors, unverified",
     "safepoint load": "`load_into`, every byte verified, 1 rank",
     "safepoint8 load": "the same, 8 ranks at once",
     "obstore get1": "obstore, no tensors, unverified",

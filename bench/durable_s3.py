@@ -34,14 +34,14 @@ from bench.sink import BUCKET, PROGRAMS, Sink, not_built
 RANKS = 8
 # What is asked of whom, in one turn of each kind; the first of a kind is the yardstick.
 CLIENT = {
-    "upload1": [("ours", "raw1"), ("ours", "put1"), ("obstore", "put1")],
-    "upload8": [("ours", "raw8"), ("ours", "put8"), ("obstore", "put8")],
-    "download1": [("ours", "get1"), ("ours", "check1"), ("obstore", "get1")],
-    "download8": [("ours", "get8"), ("ours", "check8"), ("obstore", "get8")],
+    "upload1": [("ours", "raw_put1"), ("ours", "put1"), ("obstore", "put1")],
+    "upload8": [("ours", "raw_put8"), ("ours", "put8"), ("obstore", "put8")],
+    "download1": [("ours", "raw_get1"), ("ours", "get1"), ("ours", "check1"), ("obstore", "get1")],
+    "download8": [("ours", "raw_get8"), ("ours", "get8"), ("ours", "check8"), ("obstore", "get8")],
 }
 WHOLE = {
     "save": [
-        ("client", "raw1"),
+        ("client", "raw_put1"),
         ("safepoint", "save"),
         ("safepoint8", "save"),
         ("obstore", "put1"),
@@ -49,7 +49,7 @@ WHOLE = {
         ("aws", "save"),
     ],
     "load": [
-        ("client", "get1"),
+        ("client", "raw_get1"),
         ("safepoint", "load"),
         ("safepoint8", "load"),
         ("obstore", "get1"),

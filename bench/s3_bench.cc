@@ -3,9 +3,10 @@
 //
 //   s3_bench URL [MIB [KIB]]       the URL with a prefix; KIB: of a fragment, S3Options::fragment_bytes
 //
-//   raw1, raw8   upload of MIB, as one object or as eight at once, by aws-c-s3 alone: from a mapping, without checksums, 16 MiB parts. The yardstick
-//   put1, put8   the same by the store, as a drain does it: read from the pool's file, compared with the sealed checksums, which it sends along
-//   get1, get8   download into touched memory, one object by one reader or by eight
+//   raw_put1, raw_put8   upload of MIB, as one object or as eight at once, by aws-c-s3 alone: from a mapping, without checksums, 16 MiB parts
+//   raw_get1, raw_get8   download into touched memory, one object by one reader or by eight, by aws-c-s3 alone. Both the yardsticks
+//   put1, put8       the upload by the store, as a drain does it: read from the pool's file, compared with the sealed checksums, which it sends along
+//   get1, get8       the download by the store
 //   check1, check8   the same, every block compared, as a restore does it
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -23,12 +24,11 @@
 #include <thread>
 #include <vector>
 
+#include "aws_c_s3.h"
 #include "base/check.h"
 #include "base/crc32c.h"
-#include "durable/s3_calls.h"
 #include "durable/s3_client.h"
 #include "durable/s3_store.h"
-#include "durable/s3_xml.h"
 #include "format/constants.h"
 
 namespace sp {
@@ -68,13 +68,16 @@ class Bench {
     crcs_ = BlockCrcs(all_);
     store_ = S3Store::Open(options, clock_).value();
     client_ = S3Client::Open(options, clock_).value();
+    aws_ = std::make_unique<AwsCS3>(options, *client_);
   }
 
   // False: there is no such thing to do.
   bool Do(const std::string& what) {
     if (what.empty()) return true;  // Are you ready?
-    if (what == "raw1") RawPut("raw", all_);
-    else if (what == "raw8") InEight([&](size_t i) { RawPut("raw" + std::to_string(i), Piece(i)); });
+    if (what == "raw_put1") aws_->Upload(Key("raw"), all_);
+    else if (what == "raw_put8") InEight([&](size_t i) { aws_->Upload(Key("raw" + std::to_string(i)), Piece(i)); });
+    else if (what == "raw_get1") aws_->Download(Key("read"), 0, all_);
+    else if (what == "raw_get8") InEight([&](size_t i) { aws_->Download(Key("read"), i * piece_, Piece(i)); });
     else if (what == "put1") Put("one", 0, all_.size());
     else if (what == "put8") InEight([&](size_t i) { Put(std::to_string(i), i * piece_, piece_); });
     else if (what == "get1") Get(0, all_);
@@ -92,40 +95,16 @@ class Bench {
   }
 
   // What is read.
-  void Prepare() { RawPut("read", all_); }
+  void Prepare() { aws_->Upload(Key("read"), all_); }
 
  private:
+  std::string Key(const std::string& name) const { return options_.base + "/" + name; }
   MutableByteSpan Piece(size_t i) const { return all_.subspan(i * piece_, piece_); }
 
   static void InEight(const std::function<void(size_t)>& work) {
     std::vector<std::thread> threads;
     for (size_t i = 0; i < kObjects; ++i) threads.emplace_back(work, i);
     for (std::thread& thread : threads) thread.join();
-  }
-
-  void RawPut(const std::string& name, ByteSpan bytes) {
-    const std::string key = options_.base + "/" + name;
-    const auto call = [&](const S3Request& request) {
-      auto reply = S3Call(*client_, request, key, {});
-      if (!reply) Must(reply.error());
-      return std::move(*reply);
-    };
-    const S3Reply begun = call({.operation = "CreateMultipartUpload", .method = "POST", .key = key, .query = {{"uploads", ""}}});
-    const std::string id = XmlUploadId(begun.body).value();
-    const uint64_t part = options_.part_bytes;
-    std::vector<XmlPart> parts((bytes.size() + part - 1) / part);
-    const auto make = [&](size_t i) -> Result<S3Request> {
-      return S3Request{.operation = "UploadPart", .method = "PUT", .key = key, .query = {{"partNumber", std::to_string(i + 1)}, {"uploadId", id}},
-                       .body = bytes.subspan(i * part, std::min(part, bytes.size() - i * part))};
-    };
-    const auto done = [&](size_t i, S3Reply&& reply) -> Status {
-      parts[i].number = static_cast<uint32_t>(i + 1);
-      parts[i].etag = reply.header("etag");
-      return reply.failed() ? Status(StatusCode::kUnavailable, key) : Status();
-    };
-    Must(client_->SendAll(parts.size(), make, done, key, {}));
-    const std::string document = XmlCompleteRequest(parts);
-    call({.operation = "CompleteMultipartUpload", .method = "POST", .key = key, .query = {{"uploadId", id}}, .body = AsBytes(document)});
   }
 
   void Put(const std::string& key, uint64_t begin, uint64_t size) {
@@ -156,6 +135,7 @@ class Bench {
   std::vector<uint32_t> crcs_;
   std::unique_ptr<ObjectStore> store_;
   std::unique_ptr<S3Client> client_;
+  std::unique_ptr<AwsCS3> aws_;
 };
 
 }  // namespace

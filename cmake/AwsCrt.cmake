@@ -1,4 +1,4 @@
-# aws-c-s3, the client of the s3:// store, as static libraries from the C sources inside the `awscrt` source distribution.
+# The aws-c-* libraries that the s3:// store is made of, as static libraries from the C sources inside the `awscrt` source distribution.
 #
 # They are built once for all build folders of a checkout, when the first of them is configured, and installed under
 # build/awscrt/<first digits of the recipe's hash>: presets with sanitizers or another compiler link the same plain libraries, which are C. A change
@@ -98,6 +98,8 @@ if(NOT TARGET AWS::crypto)
 endif()
 list(PREPEND CMAKE_PREFIX_PATH ${SP_AWSCRT_PREFIX})
 find_package(aws-c-s3 CONFIG REQUIRED PATHS ${SP_AWSCRT_PREFIX} NO_DEFAULT_PATH)
-# Dependants see the target through a name of ours, and the headers as system headers.
-add_library(sp_aws_c_s3 INTERFACE)
+# Dependants see the targets through names of ours, and the headers as system headers.
+add_library(sp_aws INTERFACE)  # HTTP, TLS, signatures, credentials: what s3:// is made of (docs/decisions/013).
+target_link_libraries(sp_aws INTERFACE AWS::aws-c-auth AWS::aws-c-http)
+add_library(sp_aws_c_s3 INTERFACE)  # For the benchmark, whose yardstick it is.
 target_link_libraries(sp_aws_c_s3 INTERFACE AWS::aws-c-s3)

@@ -146,6 +146,7 @@ Result<bool> Store::Write(const Call& call, const std::string& key, const PutSou
   for (uint64_t at = 0; at < source.size_bytes; at += kBlockBytes) {
     SP_RETURN_IF_ERROR(call.Check());
     const MutableByteSpan chunk = buffer.span().first(std::min(kBlockBytes, source.size_bytes - at));
+    if (source.pace) source.pace(chunk.size());
     const Status read = source.block_crcs.empty() ? source.read(at, chunk) : ReadBlock(source, at / kBlockBytes, chunk);
     if (!read.ok()) return std::unexpected(call.Explain(read));
     if (Status status = target->file.Append(chunk); !status.ok()) return std::unexpected(call.Explain(status));

@@ -52,6 +52,7 @@ Status MemoryStore::Put(const std::string& key, const PutSource& source, const C
   for (uint64_t at = 0; at < content.size(); at += kChunkBytes) {
     SP_RETURN_IF_ERROR(Check(key, limits, "put"));
     const MutableByteSpan chunk = MutableByteSpan(content).subspan(at, std::min<uint64_t>(kChunkBytes, content.size() - at));
+    if (source.pace) source.pace(chunk.size());
     SP_RETURN_IF_ERROR(source.read(at, chunk));
     if (limits.progress) limits.progress(chunk.size());
   }

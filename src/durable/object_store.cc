@@ -96,7 +96,10 @@ Status CheckSource(const PutSource& source) {
 
 Status ReadBlock(const PutSource& source, uint64_t block, MutableByteSpan out) {
   SP_RETURN_IF_ERROR(source.read(block * kBlockBytes, out));
-  if (Crc32c(0, out) == source.block_crcs[block]) return {};
+  return Crc32c(0, out) == source.block_crcs[block] ? Status() : BlockDiffers(block);
+}
+
+Status BlockDiffers(uint64_t block) {
   return {StatusCode::kCorrupt, "block " + std::to_string(block) + " of what is to be written does not match its checksum"};
 }
 

@@ -66,8 +66,11 @@ struct ListPage {
 struct PutSource {
   uint64_t size_bytes = 0;
   std::vector<uint32_t> block_crcs;  // CRC32C of each kBlockBytes, as sealed; the last block may be short.
-  // Fills `out` with the bytes from `offset` on. Called from any number of threads at once, until the call has returned.
+  // Fills `out` with the bytes from `offset` on. Called from any number of threads at once, also those of the network, until the call has returned; so it
+  // does not wait for anything.
   std::function<Status(uint64_t offset, MutableByteSpan out)> read;
+  // Optional. Called on the thread of the caller before the next so many bytes are read; waits until it is their turn.
+  std::function<void(uint64_t bytes)> pace;
   // Of bytes that belong to the caller and do not change until the call has returned.
   static PutSource OfMemory(ByteSpan bytes, std::vector<uint32_t> block_crcs);
   static PutSource OfMemory(ByteSpan bytes);  // Makes the checksums.
@@ -133,6 +136,8 @@ Status CheckLimits(const CallLimits& limits, Nanos now, const std::string& what)
 Status CheckSource(const PutSource& source);
 // For stores. Reads one block of the source; kCorrupt when it does not match its checksum. `out` has the block's length.
 Status ReadBlock(const PutSource& source, uint64_t block, MutableByteSpan out);
+// That error.
+Status BlockDiffers(uint64_t block);
 // The status with "`what`: " before its message.
 Status WithContext(const std::string& what, const Status& status);
 

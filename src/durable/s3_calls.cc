@@ -15,7 +15,7 @@ Result<S3Reply> S3Call(S3Client& client, const S3Request& request, const std::st
 }
 
 Result<ObjectInfo> S3Head(S3Client& client, const std::string& key, const std::string& what, const CallLimits& limits) {
-  S3Request request{.operation = "HeadObject", .method = "HEAD", .key = key};
+  S3Request request{.method = "HEAD", .key = key};
   if (client.options().checksums == S3Checksums::kHeader) request.headers = {{"x-amz-checksum-mode", "ENABLED"}};
   SP_ASSIGN_OR_RETURN(const S3Reply reply, S3Call(client, request, what, limits));
   ObjectInfo info;

@@ -1,9 +1,5 @@
 #include "durable/s3_client.h"
 
-#include <aws/auth/signing_config.h>
-#include <aws/http/request_response.h>
-#include <aws/s3/s3_client.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -14,31 +10,13 @@
 
 #include "base/check.h"
 #include "durable/s3_errors.h"
+#include "durable/s3_exchange.h"
 #include "durable/s3_library.h"
 
 namespace sp {
 namespace {
 
 constexpr std::chrono::milliseconds kTick{10};  // How late a cancel or a deadline may be noticed.
-constexpr size_t kErrorBodyBytesMax = 64u << 10;
-
-struct ReleaseMessage {
-  void operator()(aws_http_message* message) const { aws_http_message_release(message); }
-};
-using Message = std::unique_ptr<aws_http_message, ReleaseMessage>;
-
-std::string LowerCase(std::string_view text) {
-  std::string out(text);
-  std::ranges::transform(out, out.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return out;
-}
-
-void CopyHeaders(const aws_http_headers* headers, S3Reply* reply) {
-  for (size_t i = 0; headers != nullptr && i < aws_http_headers_count(headers); ++i) {
-    aws_http_header header{};
-    if (aws_http_headers_get_index(headers, i, &header) == AWS_OP_SUCCESS) reply->headers[LowerCase(AwsText(header.name))] = AwsText(header.value);
-  }
-}
 
 }  // namespace
 
@@ -69,49 +47,22 @@ class S3Client::Batch {
   }
 
  private:
-  enum class State { kPause, kRunning, kFinished, kGone };
+  enum class State { kPause, kRunning, kOver };
 
   // One request and its attempts, one after the other.
   struct Call {
-    Batch* batch = nullptr;
     size_t index = 0;
     S3Request request;
-    S3Reply reply;
-    aws_s3_meta_request* meta = nullptr;  // Ours from the start of an attempt to its finish.
-    aws_byte_buf into{};
+    std::shared_ptr<S3Exchange> attempt;
     uint32_t attempts = 0;
     bool maybe_done = false, cancelled = false;
     Nanos again_at = 0;
     State state = State::kPause;  // Under mutex_.
   };
 
-  static Call& CallOf(void* data) { return *static_cast<Call*>(data); }
-
-  static int OnHeaders(aws_s3_meta_request*, const aws_http_headers* headers, int status, void* data) {
-    CallOf(data).reply.http_status = status;
-    CopyHeaders(headers, &CallOf(data).reply);
-    return AWS_OP_SUCCESS;
-  }
-  static int OnBody(aws_s3_meta_request*, const aws_byte_cursor* body, uint64_t, void* data) {
-    CallOf(data).reply.body += AwsText(*body);
-    return AWS_OP_SUCCESS;
-  }
-  static void OnFinish(aws_s3_meta_request*, const aws_s3_meta_request_result* result, void* data) {
-    Call& call = CallOf(data);
-    call.reply.failure = result->error_code;
-    if (result->response_status != 0) call.reply.http_status = result->response_status;
-    CopyHeaders(result->error_response_headers, &call.reply);
-    if (result->error_response_body != nullptr) {
-      call.reply.body = AwsText(aws_byte_cursor_from_buf(result->error_response_body)).substr(0, kErrorBodyBytesMax);
-    }
-    call.reply.received_bytes = call.into.len;
-    call.batch->Announce(call, State::kFinished);
-  }
-  static void OnGone(void* data) { CallOf(data).batch->Announce(CallOf(data), State::kGone); }
-
-  void Announce(Call& call, State state) {
+  void AnnounceOver(Call& call) {
     const std::lock_guard lock(mutex_);  // Held for the notification, too: the batch may end right after.
-    call.state = state;
+    call.state = State::kOver;
     news_ = true;
     changed_.notify_one();
   }
@@ -124,7 +75,7 @@ class S3Client::Batch {
       const State state = StateOf(*call);
       if (state == State::kRunning && !call->cancelled) {
         call->cancelled = true;
-        aws_s3_meta_request_cancel(call->meta);
+        call->attempt->Cancel();
       }
       if (state == State::kPause) call = calls_.erase(call);
       else ++call;
@@ -149,76 +100,16 @@ class S3Client::Batch {
         return;
       }
       Call& call = calls_.emplace_back();
-      call.batch = this;
       call.index = next_++;
       call.request = std::move(*request);
       Start(call);  // It is on its way while the next one is made, for which a part may have to be read.
     }
   }
 
-  Message MakeMessage(const Call& call) {
-    const S3Request& request = call.request;
-    Message message(aws_http_message_new_request(aws_default_allocator()));
-    if (message == nullptr) return nullptr;
-    std::string path = impl_.options.path_style ? "/" + impl_.options.bucket : "";
-    if (!request.key.empty() || !impl_.options.path_style) path += "/" + PercentEncode(request.key, true);
-    char separator = '?';
-    for (const auto& [name, value] : request.query) {
-      path += separator + PercentEncode(name, false) + "=" + PercentEncode(value, false);
-      separator = '&';
-    }
-    bool good = aws_http_message_set_request_method(message.get(), AwsCursor(request.method)) == AWS_OP_SUCCESS &&
-                aws_http_message_set_request_path(message.get(), AwsCursor(path)) == AWS_OP_SUCCESS;
-    const auto add = [&](std::string_view name, std::string_view value) {
-      aws_http_header header{};
-      header.name = AwsCursor(name);
-      header.value = AwsCursor(value);
-      good = good && aws_http_message_add_header(message.get(), header) == AWS_OP_SUCCESS;
-    };
-    add("host", impl_.aws->host());
-    if (request.method == "PUT" || request.method == "POST") add("content-length", std::to_string(request.body.size()));
-    if (!request.into.empty()) {
-      add("range", "bytes=" + std::to_string(request.offset) + "-" + std::to_string(request.offset + request.into.size() - 1));
-    }
-    for (const auto& [name, value] : request.headers) add(name, value);
-    return good ? std::move(message) : nullptr;
-  }
-
   void Start(Call& call) {
     ++call.attempts;
-    call.reply = S3Reply{};
-    const Message message = MakeMessage(call);
-    const S3Library::Provider provider = impl_.aws->provider();
-    aws_signing_config_aws signing{};
-    aws_s3_init_default_signing_config(&signing, AwsCursor(impl_.options.region), provider.get());
-    aws_s3_meta_request_options options{};
-    options.type = AWS_S3_META_REQUEST_TYPE_DEFAULT;
-    options.operation_name = AwsCursor(call.request.operation);
-    options.signing_config = &signing;
-    options.message = message.get();
-    options.endpoint = impl_.aws->endpoint();
-    options.user_data = &call;
-    options.headers_callback = OnHeaders;
-    options.finish_callback = OnFinish;
-    options.shutdown_callback = OnGone;
-    if (call.request.into.empty()) {
-      options.body_callback = OnBody;
-      options.request_body = AwsCursor(AsText(call.request.body));
-      if (call.request.body.empty()) options.request_body = {};
-    } else {
-      // One GET, straight into the caller's memory.
-      options.type = AWS_S3_META_REQUEST_TYPE_GET_OBJECT;
-      options.operation_name = {};
-      options.part_size = call.request.into.size();
-      call.into = aws_byte_buf_from_empty_array(call.request.into.data(), call.request.into.size());
-      options.recv_buffer = &call.into;
-    }
     SetState(call, State::kRunning);
-    call.meta = message == nullptr ? nullptr : aws_s3_client_make_meta_request(impl_.aws->client(), &options);
-    if (call.meta == nullptr) {  // Then there are no callbacks.
-      call.reply.failure = message == nullptr ? AWS_ERROR_OOM : aws_last_error();
-      Announce(call, State::kGone);
-    }
+    call.attempt = S3Exchange::Start(*impl_.aws, impl_.options, call.request, [this, &call] { AnnounceOver(call); });
   }
 
   void SetState(Call& call, State state) {
@@ -234,30 +125,31 @@ class S3Client::Batch {
 
   void CollectFinished() {
     for (auto call = calls_.begin(); call != calls_.end();) {
-      const State state = StateOf(*call);
-      if ((state == State::kFinished || state == State::kGone) && call->meta != nullptr) {
-        // The library's last reference, or nearly: its shutdown callback follows.
-        aws_s3_meta_request_release(std::exchange(call->meta, nullptr));
-      }
-      if (state != State::kGone || Repeat(*call)) {
+      if (StateOf(*call) != State::kOver) {
         ++call;
         continue;
       }
-      call->reply.attempts = call->attempts;
-      call->reply.maybe_done = call->maybe_done;
-      if (status_.ok() && !call->cancelled) status_ = done_(call->index, std::move(call->reply));
+      S3Reply reply = call->attempt->TakeReply();
+      reply.error_inside = !reply.failed() && !S3ErrorCode(reply).empty();
+      if (Repeat(*call, reply)) {
+        ++call;
+        continue;
+      }
+      reply.attempts = call->attempts;
+      reply.maybe_done = call->maybe_done;
+      if (status_.ok() && !call->cancelled) status_ = done_(call->index, std::move(reply));
       call = calls_.erase(call);
     }
   }
 
   // True: the call goes on with another attempt.
-  bool Repeat(Call& call) {
+  bool Repeat(Call& call, const S3Reply& reply) {
     if (!status_.ok() || call.cancelled) return false;
-    const bool expired = S3WantsNewCredentials(call.reply);
+    const bool expired = S3WantsNewCredentials(reply);
     if (expired) impl_.aws->Refresh(impl_.clock);
-    if (!S3IsTransient(call.reply) && !(expired && !impl_.options.credentials)) return false;
+    if (!S3IsTransient(reply) && !(expired && !impl_.options.credentials)) return false;
     if (call.attempts >= impl_.options.attempts_max) return false;
-    call.maybe_done |= S3MayBeDone(call.reply);
+    call.maybe_done |= S3MayBeDone(reply);
     const Nanos longest = std::min(impl_.options.backoff_max, impl_.options.backoff_min << std::min(call.attempts - 1, 20u));
     call.again_at = impl_.clock.Now() + std::uniform_int_distribution<Nanos>(longest / 4, longest)(random_);
     SetState(call, State::kPause);

@@ -4,7 +4,6 @@
 #include <aws/common/error.h>
 #include <aws/http/http.h>
 #include <aws/io/io.h>
-#include <aws/s3/s3.h>
 
 #include <algorithm>
 
@@ -26,25 +25,7 @@ bool IsAuthFailure(int failure) {
          failure <= static_cast<int>(AWS_ERROR_ENUM_END_RANGE(AWS_C_AUTH_PACKAGE_ID));
 }
 
-// The bytes of the reply contradict what was asked for or what its own header says.
-bool IsWrongContent(int failure) {
-  switch (failure) {
-    case AWS_ERROR_SHORT_BUFFER:
-    case AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER:
-    case AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER:
-    case AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER:
-    case AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER:
-    case AWS_ERROR_S3_RESPONSE_CHECKSUM_MISMATCH:
-    case AWS_ERROR_DEST_COPY_TOO_SMALL:
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool IsSkewed(const S3Reply& reply, const std::string& code) {
-  return reply.failure == AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED || code == "RequestTimeTooSkewed";
-}
+bool IsSkewed(const std::string& code) { return code == "RequestTimeTooSkewed"; }
 
 bool IsExpired(const std::string& code) { return code == "ExpiredToken" || code == "ExpiredTokenException" || code == "TokenRefreshRequired"; }
 
@@ -58,11 +39,16 @@ bool IsThrottling(const S3Reply& reply, const std::string& code) {
          code == "InternalError" || code == "OperationAborted";
 }
 
+bool IsFull(const S3Reply& reply, const std::string& code) {
+  static constexpr auto kFull = {"QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "XMinioStorageFull"};
+  return reply.http_status == 507 || std::ranges::find(kFull, code) != kFull.end();
+}
+
 Status ByHttpStatus(const S3Reply& reply, const std::string& code, const std::string& message) {
   static constexpr auto kBadBytes = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"};
-  static constexpr auto kFull = {"QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "XMinioStorageFull"};
   if (std::ranges::find(kBadBytes, code) != kBadBytes.end()) return {StatusCode::kCorrupt, message + ": the store received other bytes than were sealed"};
-  if (std::ranges::find(kFull, code) != kFull.end() || reply.http_status == 507) return {StatusCode::kNoSpace, message};
+  if (IsFull(reply, code)) return {StatusCode::kNoSpace, message};
+  if (reply.http_status == 501) return {StatusCode::kInvalidArgument, message + ": the store cannot do that"};
   if (IsThrottling(reply, code) || reply.http_status >= 500) return {StatusCode::kUnavailable, message};
   if (code == "AccessDenied") return {StatusCode::kDenied, message + "; check the credentials and what their policy allows"};
   switch (reply.http_status) {
@@ -81,33 +67,23 @@ Status ByHttpStatus(const S3Reply& reply, const std::string& code, const std::st
 std::string S3ErrorCode(const S3Reply& reply) { return Clean(XmlErrorCode(reply.body)); }
 
 bool S3IsTransient(const S3Reply& reply) {
-  if (!reply.failed()) return false;
+  if (!reply.failed() || !reply.source.ok() || reply.wrong_content) return false;
+  if (reply.failure != 0) return !IsAuthFailure(reply.failure) && reply.failure != AWS_ERROR_INVALID_ARGUMENT && reply.failure != AWS_ERROR_OOM;
   const std::string code = S3ErrorCode(reply);
-  if (IsSkewed(reply, code) || IsWrongContent(reply.failure) || IsAuthFailure(reply.failure)) return false;
-  switch (reply.failure) {
-    case AWS_ERROR_S3_INVALID_RESPONSE_STATUS:
-    case AWS_ERROR_S3_NON_RECOVERABLE_ASYNC_ERROR:
-      return !IsElsewhere(reply, code) && (IsThrottling(reply, code) || reply.http_status == 408);
-    case AWS_ERROR_INVALID_ARGUMENT:
-    case AWS_ERROR_S3_CANCELED:
-    case AWS_ERROR_OOM:
-      return false;
-    default:
-      return true;
-  }
+  if (IsSkewed(code) || IsFull(reply, code) || IsElsewhere(reply, code)) return false;
+  return IsThrottling(reply, code) || reply.http_status == 408 || (reply.http_status >= 500 && reply.http_status != 501);
 }
 
 bool S3MayBeDone(const S3Reply& reply) {
-  if (reply.failure == AWS_ERROR_S3_INVALID_RESPONSE_STATUS) return reply.http_status >= 500;
+  if (!reply.failed() || !reply.source.ok()) return false;
+  if (reply.failure == 0) return reply.http_status >= 500 || reply.http_status < 300;
   switch (reply.failure) {
-    case 0:
     case AWS_IO_DNS_QUERY_FAILED:
     case AWS_IO_DNS_INVALID_NAME:
     case AWS_IO_DNS_NO_ADDRESS_FOR_HOST:
     case AWS_IO_SOCKET_CONNECTION_REFUSED:
     case AWS_IO_SOCKET_NO_ROUTE_TO_HOST:
     case AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE:
-    case AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED:
       return false;
     default:
       return !IsAuthFailure(reply.failure);
@@ -117,14 +93,15 @@ bool S3MayBeDone(const S3Reply& reply) {
 bool S3WantsNewCredentials(const S3Reply& reply) { return reply.failed() && IsExpired(S3ErrorCode(reply)); }
 
 Status S3Failure(const S3Reply& reply, const std::string& what, const S3Options& options) {
+  if (!reply.source.ok()) return WithContext(what, reply.source);
   const std::string code = S3ErrorCode(reply);
   std::string message = what + " at " + S3Authority(options) + ": ";
-  if (reply.http_status != 0) message += "HTTP " + std::to_string(reply.http_status) + (code.empty() ? "" : " " + code);
+  if (reply.failure == 0) message += "HTTP " + std::to_string(reply.http_status) + (code.empty() ? "" : " " + code);
   else message += aws_error_str(reply.failure);
   if (const std::string id = Clean(reply.header("x-amz-request-id")); !id.empty()) message += " (request " + id + ")";
   if (reply.attempts > 1) message += ", after " + std::to_string(reply.attempts) + " attempts";
 
-  if (IsSkewed(reply, code)) {
+  if (IsSkewed(code)) {
     return {StatusCode::kInvalidArgument, message + "; the clocks of this machine and of the store are more than 15 minutes apart: set this one by NTP"};
   }
   if (IsExpired(code)) {
@@ -140,12 +117,12 @@ Status S3Failure(const S3Reply& reply, const std::string& what, const S3Options&
     return {StatusCode::kNotFound, message + "; make the bucket, or name another one in the store's URL: a missing one is never made"};
   }
   if (IsAuthFailure(reply.failure)) return {StatusCode::kUnavailable, message + "; no credentials could be had from the usual AWS places"};
-  if (IsWrongContent(reply.failure)) return {StatusCode::kCorrupt, message + ": the reply is not the range that was asked for"};
+  if (reply.wrong_content) return {StatusCode::kCorrupt, message + ": the reply is not what was asked for"};
   if (reply.failure == AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE) {
     return {StatusCode::kUnavailable, message + "; if the certificate is not signed by an authority that the system trusts, name it with ca_file"};
   }
   if (reply.failure == AWS_ERROR_INVALID_ARGUMENT) return {StatusCode::kInternal, message};
-  if (reply.http_status == 0) return {StatusCode::kUnavailable, message};
+  if (reply.failure != 0) return {StatusCode::kUnavailable, message};
   return ByHttpStatus(reply, code, message);
 }
 

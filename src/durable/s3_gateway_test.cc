@@ -83,7 +83,7 @@ class GatewayPlace final : public ConformancePlace {
     options.part_bytes = part_bytes;
     options.credentials = S3Credentials{kAccessKey, kSecretKey, ""};
     client = S3Client::Open(options, clock_).value();
-    const auto made = S3Call(*client, {.operation = "CreateBucket", .method = "PUT"}, "make the bucket", {});
+    const auto made = S3Call(*client, {.method = "PUT"}, "make the bucket", {});
     if (!made) ADD_FAILURE() << made.error().ToString();
     store_ = S3Store::Open(options, clock_).value();
   }
@@ -91,15 +91,14 @@ class GatewayPlace final : public ConformancePlace {
   ObjectStore& store() override { return *store_; }
   const Clock& clock() override { return clock_; }
   bool LeaveUnfinishedUpload(const std::string& key) override {
-    S3Request request{.operation = "CreateMultipartUpload", .method = "POST", .key = options.base + "/" + key, .query = {{"uploads", ""}}};
+    S3Request request{.method = "POST", .key = options.base + "/" + key, .query = {{"uploads", ""}}};
     const auto begun = S3Call(*client, request, "leave an upload", {});
     const auto id = begun ? XmlUploadId(begun->body) : Result<std::string>(std::unexpected(begun.error()));
     if (!id) return false;
     const std::vector<uint8_t> content = conformance::Bytes(1000);
-    request.operation = "UploadPart";
     request.method = "PUT";
     request.query = {{"partNumber", "1"}, {"uploadId", *id}};
-    request.body = content;
+    request.body = ByteSpan(content);
     return S3Call(*client, request, "leave a part", {}).has_value();
   }
 

@@ -1,10 +1,14 @@
 #include "durable/s3_library.h"
 
+#include <aws/auth/auth.h>
 #include <aws/common/thread.h>
+#include <aws/http/connection.h>
+#include <aws/http/http.h>
 #include <aws/io/channel.h>
 #include <aws/io/channel_bootstrap.h>
 #include <aws/io/event_loop.h>
 #include <aws/io/host_resolver.h>
+#include <aws/io/socket.h>
 #include <aws/io/tls_channel_handler.h>
 
 #include <condition_variable>
@@ -12,9 +16,9 @@
 namespace sp {
 namespace {
 
-// The library reserves nothing of this here: bodies are memory of the caller. It must only not be smaller than two parts.
-constexpr uint64_t kBufferPoolBytes = uint64_t{12} << 30;
 constexpr size_t kHostsMax = 16;
+constexpr uint32_t kPortOfHttp = 80, kPortOfHttps = 443;
+constexpr uint32_t kSilentSecondsMax = 30;  // A connection on which nothing moves for as long, while something should, is given up. As in aws-c-s3.
 constexpr Nanos kRefreshPause = 5 * kNanosPerSecond;
 
 // The library joins a thread of its own when the next one ends, so somebody has to ask for the last. It can only be asked for all threads of the process:
@@ -52,7 +56,8 @@ Result<std::unique_ptr<S3Library>> S3Library::Make(const S3Options& options) {
   static std::once_flag once;
   std::call_once(once, [&] {
     g_aws_channel_max_fragment_size = options.fragment_bytes;
-    aws_s3_library_init(aws_default_allocator());
+    aws_http_library_init(aws_default_allocator());
+    aws_auth_library_init(aws_default_allocator());
   });
   {
     const std::lock_guard lock(living_mutex);
@@ -107,40 +112,46 @@ Status S3Library::Init(const S3Options& options) {
 
   provider_ = NewProvider();
   if (provider_ == nullptr) return Failed("no source of credentials");
+  return Connect(authority.starts_with("https:"));
+}
 
+Status S3Library::Connect(bool tls) {
+  aws_socket_options socket{};
+  socket.type = AWS_SOCKET_STREAM;
+  socket.connect_timeout_ms = static_cast<uint32_t>(options_.connect_timeout / kNanosPerMilli);
+  socket.tcp_nodelay = AWS_SOCKET_TCP_NODELAY_ON;
+  const aws_http_connection_monitoring_options monitoring{.minimum_throughput_bytes_per_second = 1,
+                                                          .allowable_throughput_failure_interval_seconds = kSilentSecondsMax,
+                                                          .statistics_observer_fn = nullptr,
+                                                          .statistics_observer_user_data = nullptr};
+  const proxy_env_var_settings no_proxy{};  // Not from the environment: a proxy meant for pip would carry the checkpoints.
+  aws_http_connection_manager_options options{};
+  options.bootstrap = bootstrap_;
+  options.initial_window_size = SIZE_MAX;
+  options.socket_options = &socket;
+  options.monitoring_options = &monitoring;
+  options.host = *aws_uri_host_name(&endpoint_);
+  options.port = aws_uri_port(&endpoint_) != 0 ? aws_uri_port(&endpoint_) : tls ? kPortOfHttps : kPortOfHttp;
+  options.proxy_ev_settings = &no_proxy;
+  options.max_connections = options_.connections_max;
+  options.shutdown_complete_callback = Ended::End;
+  options.shutdown_complete_user_data = ended_.get();
   aws_tls_connection_options connection_tls{};
   aws_tls_connection_options_init_from_ctx(&connection_tls, tls_);
-  aws_signing_config_aws signing{};
-  aws_s3_init_default_signing_config(&signing, AwsCursor(options_.region), provider_.get());
-  const proxy_env_var_settings no_proxy{};  // Not from the environment: a proxy meant for pip would carry the checkpoints.
-  aws_s3_client_config config{};
-  config.max_active_connections_override = options.connections_max;
-  config.region = AwsCursor(options_.region);
-  config.client_bootstrap = bootstrap_;
-  config.tls_mode = authority.starts_with("https:") ? AWS_MR_TLS_ENABLED : AWS_MR_TLS_DISABLED;
-  config.tls_connection_options = &connection_tls;
-  config.signing_config = &signing;
-  config.throughput_target_gbps = 10;
-  config.memory_limit_in_bytes = kBufferPoolBytes;
-  config.retry_config.retry_mode = AWS_S3_RETRY_MODE_NONE;
-  config.shutdown_callback = Ended::End;
-  config.shutdown_callback_user_data = ended_.get();
-  config.proxy_ev_settings = &no_proxy;
-  config.connect_timeout_ms = static_cast<uint32_t>(options.connect_timeout / kNanosPerMilli);
-  config.num_file_io_threads = 1;
-  ended_->Begin();
-  client_ = aws_s3_client_new(allocator, &config);
-  aws_tls_connection_options_clean_up(&connection_tls);
-  if (client_ == nullptr) {
-    Ended::End(ended_.get());
-    return Failed("no client");
+  const bool named = aws_tls_connection_options_set_server_name(&connection_tls, aws_default_allocator(), &options.host) == AWS_OP_SUCCESS;
+  if (tls) options.tls_connection_options = &connection_tls;
+  if (named) {
+    ended_->Begin();
+    connections_.reset(aws_http_connection_manager_new(aws_default_allocator(), &options));
+    if (connections_ == nullptr) Ended::End(ended_.get());
   }
-  return {};
+  aws_tls_connection_options_clean_up(&connection_tls);
+  return connections_ == nullptr ? Failed("no connections can be made") : Status();
 }
 
 S3Library::~S3Library() {
-  // The client first, which uses all others; the threads last, on which all of them end.
-  aws_s3_client_release(client_);
+  // The connections first, which use all others; the threads last, on which all of them end.
+  connections_.reset();
   provider_.reset();
   if (ended_ != nullptr && loops_ != nullptr) ended_->WaitUntil(1);
   aws_client_bootstrap_release(bootstrap_);
@@ -151,6 +162,11 @@ S3Library::~S3Library() {
   aws_uri_clean_up(&endpoint_);
   const std::lock_guard lock(living_mutex);
   if (--living == 0) aws_thread_join_all_managed();
+}
+
+S3Library::Connections S3Library::connections() {
+  aws_http_connection_manager_acquire(connections_.get());
+  return Connections(connections_.get());
 }
 
 S3Library::Provider S3Library::provider() {

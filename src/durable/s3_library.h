@@ -3,7 +3,7 @@
 
 #include <aws/auth/credentials.h>
 #include <aws/common/uri.h>
-#include <aws/s3/s3_client.h>
+#include <aws/http/connection_manager.h>
 
 #include <memory>
 #include <mutex>
@@ -26,9 +26,14 @@ class S3Library {
   S3Library(const S3Library&) = delete;
   S3Library& operator=(const S3Library&) = delete;
 
-  aws_s3_client* client() { return client_; }
-  const aws_uri* endpoint() const { return &endpoint_; }
   const std::string& host() const { return host_; }  // For the Host header.
+
+  struct ReleaseConnections {
+    void operator()(aws_http_connection_manager* connections) const { aws_http_connection_manager_release(connections); }
+  };
+  using Connections = std::unique_ptr<aws_http_connection_manager, ReleaseConnections>;
+  // A reference to the pool of connections to the endpoint, S3Options::connections_max of them. Who wants one more waits for it.
+  Connections connections();
 
   struct ReleaseProvider {
     void operator()(aws_credentials_provider* provider) const { aws_credentials_provider_release(provider); }
@@ -42,6 +47,7 @@ class S3Library {
  private:
   S3Library() = default;
   Status Init(const S3Options& options);
+  Status Connect(bool tls);
   Provider NewProvider();
 
   S3Options options_;
@@ -51,7 +57,7 @@ class S3Library {
   aws_host_resolver* resolver_ = nullptr;
   aws_client_bootstrap* bootstrap_ = nullptr;
   aws_tls_ctx* tls_ = nullptr;
-  aws_s3_client* client_ = nullptr;
+  Connections connections_;
   std::mutex mutex_;
   Provider provider_;  // Under mutex_.
   Nanos refreshed_at_ = 0;  // Under mutex_; 0: never.

@@ -35,7 +35,7 @@ struct S3Options {
   uint32_t connections_max = 16;             // And requests of one call in flight.
   uint32_t threads = 2;                      // Network threads.
   uint64_t part_bytes = 16u << 20;           // A multiple of kBlockBytes, at least 5 MiB. Grows for objects of more than 10,000 parts.
-  uint64_t fragment_bytes = 256u << 10;      // What is handed to the socket or to TLS at once. Of the first store of a process.
+  uint64_t fragment_bytes = 512u << 10;      // What is handed to the socket or to TLS at once. Of the first store of a process.
   uint32_t attempts_max = 6;                 // Of one request, with jittered pauses between them that double from backoff_min to backoff_max.
   Nanos backoff_min = 100 * kNanosPerMilli;
   Nanos backoff_max = 5 * kNanosPerSecond;

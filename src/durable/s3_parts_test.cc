@@ -1,5 +1,5 @@
 // The pure parts of the S3 store: URLs, checksums of parts, documents, what a reply means.
-#include <aws/s3/s3.h>
+#include <aws/http/http.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -106,17 +106,6 @@ TEST(S3PartPlan, CoversTheObjectWithAtMostTenThousandParts) {
   EXPECT_EQ(S3PartPlan(32u << 20, 16u << 20).count(), 2u);
 }
 
-TEST(S3PartPlan, PartsAreComparedWithTheirChecksums) {
-  std::vector<uint8_t> bytes(3 * kBlockBytes + 5, 1);
-  const PutSource source = PutSource::OfMemory(bytes);
-  std::vector<uint8_t> part(2 * kBlockBytes + 5);
-  EXPECT_TRUE(ReadPart(source, kBlockBytes, part).ok());
-  EXPECT_TRUE(std::equal(part.begin(), part.end(), bytes.begin() + kBlockBytes));
-  bytes.back() ^= 1;
-  EXPECT_TRUE(ReadPart(source, 0, MutableByteSpan(part).first(2 * kBlockBytes)).ok());
-  SP_EXPECT_CODE(kCorrupt, ReadPart(source, 2 * kBlockBytes, MutableByteSpan(part).first(kBlockBytes + 5)));
-}
-
 TEST(S3Xml, ReadsDocumentsWithEntitiesAndUnknownElements) {
   const auto page = XmlListPage(
       "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name><IsTruncated>true</IsTruncated>"
@@ -147,7 +136,6 @@ TEST(S3Xml, WritesTheListOfParts) {
 
 S3Reply Refusal(int status, const std::string& code) {
   S3Reply reply;
-  reply.failure = AWS_ERROR_S3_INVALID_RESPONSE_STATUS;
   reply.http_status = status;
   reply.body = "<Error><Code>" + code + "</Code></Error>";
   return reply;
@@ -179,7 +167,11 @@ TEST(S3Errors, MapToCodesThatACallerCanActOn) {
                {408, "", StatusCode::kUnavailable, true},
                {416, "InvalidRange", StatusCode::kCorrupt, false},
                {429, "", StatusCode::kUnavailable, true},
-               {509, "", StatusCode::kUnavailable, false}};
+               {503, "SlowDown", StatusCode::kUnavailable, true},
+               {500, "", StatusCode::kUnavailable, true},
+               {501, "NotImplemented", StatusCode::kInvalidArgument, false},
+               {507, "", StatusCode::kNoSpace, false},
+               {509, "", StatusCode::kUnavailable, true}};
   for (const auto& c : cases) {
     const S3Reply reply = Refusal(c.status, c.code);
     EXPECT_EQ(S3Failure(reply, "put s3://bucket/key", options).code(), c.wanted) << c.status << " " << c.code;
@@ -187,10 +179,14 @@ TEST(S3Errors, MapToCodesThatACallerCanActOn) {
   }
   options.credentials.reset();
   EXPECT_EQ(S3Failure(Refusal(400, "ExpiredToken"), "put", options).code(), StatusCode::kUnavailable);
-  S3Reply slow;
-  slow.failure = AWS_ERROR_S3_SLOW_DOWN;
-  EXPECT_TRUE(S3IsTransient(slow));
-  EXPECT_EQ(S3Failure(slow, "put", options).code(), StatusCode::kUnavailable);
+  S3Reply silent;
+  silent.failure = AWS_ERROR_HTTP_CHANNEL_THROUGHPUT_FAILURE;
+  EXPECT_TRUE(S3IsTransient(silent));
+  EXPECT_EQ(S3Failure(silent, "put", options).code(), StatusCode::kUnavailable);
+  S3Reply broken = silent;  // What ended it is not the network's fault.
+  broken.source = Status(StatusCode::kCorrupt, "block 3");
+  EXPECT_FALSE(S3IsTransient(broken));
+  EXPECT_EQ(S3Failure(broken, "put", options).code(), StatusCode::kCorrupt);
   EXPECT_EQ(S3ErrorCode(Refusal(400, "bad\ncode <>&\x1b[31m")), "");  // No document at all.
   EXPECT_EQ(S3ErrorCode(Refusal(400, "\x1b[31mBad")), "31mBad");
 }

@@ -45,7 +45,7 @@ class S3StoreImpl final : public ObjectStore {
   }
   // One PutObject that fails where there is an object.
   enum class Outcome { kMade, kExists, kPerhapsMade };  // The last: there is one, and the reply to an earlier attempt was lost.
-  Result<Outcome> PutNew(const std::string& key, ByteSpan content, uint32_t crc, const std::string& what, const CallLimits& limits);
+  Result<Outcome> PutNew(const std::string& key, const S3Body& content, uint32_t crc, const std::string& what, const CallLimits& limits);
   // There is an object of this key: kOk if it has this length.
   Status CompareLength(const std::string& key, uint64_t size, const std::string& what, const CallLimits& limits);
   Result<bool> RefusesWrongChecksum(const std::string& key, const CallLimits& limits);
@@ -87,9 +87,8 @@ Status S3StoreImpl::Put(const std::string& key, const PutSource& source, const C
   const std::string what = What("put", key);
   const uint64_t size = source.size_bytes;
   if (size <= options().part_bytes) {
-    std::vector<uint8_t> content(size);
-    if (const Status read = ReadPart(source, 0, content); !read.ok()) return WithContext(what, read);
-    SP_ASSIGN_OR_RETURN(const Outcome outcome, PutNew(key, content, CrcOfRange(source.block_crcs, size, 0, size), what, limits));
+    if (source.pace) source.pace(size);
+    SP_ASSIGN_OR_RETURN(const Outcome outcome, PutNew(key, S3Body(source, 0, size), CrcOfRange(source.block_crcs, size, 0, size), what, limits));
     if (outcome != Outcome::kMade) return CompareLength(key, size, what, limits);
     if (limits.progress) limits.progress(size);
     return {};
@@ -101,8 +100,8 @@ Status S3StoreImpl::Put(const std::string& key, const PutSource& source, const C
   return exists ? CompareLength(key, size, what, limits) : Status();
 }
 
-Result<S3StoreImpl::Outcome> S3StoreImpl::PutNew(const std::string& key, ByteSpan content, uint32_t crc, const std::string& what, const CallLimits& limits) {
-  S3Request request{.operation = "PutObject", .method = "PUT", .key = FullKey(key), .headers = {{"if-none-match", "*"}}, .body = content};
+Result<S3StoreImpl::Outcome> S3StoreImpl::PutNew(const std::string& key, const S3Body& content, uint32_t crc, const std::string& what, const CallLimits& limits) {
+  S3Request request{.method = "PUT", .key = FullKey(key), .headers = {{"if-none-match", "*"}}, .body = content};
   if (options().checksums == S3Checksums::kHeader) request.headers.emplace_back("x-amz-checksum-crc32c", CrcToBase64(crc));
   SP_ASSIGN_OR_RETURN(const S3Reply reply, client_->Send(request, what, limits));
   if (!reply.failed()) return Outcome::kMade;
@@ -135,7 +134,7 @@ Status S3StoreImpl::ReadRange(const std::string& key, uint64_t offset, MutableBy
   const uint64_t piece = options().part_bytes;
   const auto bytes_of = [&](size_t index) { return out.subspan(index * piece, std::min<uint64_t>(piece, out.size() - index * piece)); };
   const auto make = [&](size_t index) -> Result<S3Request> {
-    return S3Request{.operation = "GetObject", .key = FullKey(key), .into = bytes_of(index), .offset = offset + index * piece};
+    return S3Request{.key = FullKey(key), .into = bytes_of(index), .offset = offset + index * piece};
   };
   const auto done = [&](size_t index, S3Reply&& reply) -> Status {
     if (reply.failed()) return S3Failure(reply, what, options());
@@ -155,7 +154,7 @@ Result<ObjectInfo> S3StoreImpl::Head(const std::string& key, const CallLimits& l
 Result<ListPage> S3StoreImpl::List(const std::string& prefix, const std::string& cursor, const CallLimits& limits) {
   SP_RETURN_IF_ERROR(CheckPrefix(prefix));
   const std::string what = What("list", prefix);
-  S3Request request{.operation = "ListObjectsV2", .query = {{"list-type", "2"}, {"prefix", FullKey(prefix)}}};
+  S3Request request{.query = {{"list-type", "2"}, {"prefix", FullKey(prefix)}}};
   if (!cursor.empty()) request.query.emplace_back("continuation-token", cursor);
   SP_ASSIGN_OR_RETURN(const S3Reply reply, S3Call(*client_, request, what, limits));
   auto page = XmlListPage(reply.body);
@@ -168,7 +167,7 @@ Status S3StoreImpl::Delete(const std::string& key, const CallLimits& limits) {
   SP_RETURN_IF_ERROR(CheckKey(key));
   const std::string what = What("delete", key);
   SP_ASSIGN_OR_RETURN(const S3Reply reply,
-                      client_->Send({.operation = "DeleteObject", .method = "DELETE", .key = FullKey(key)}, what, limits));
+                      client_->Send({.method = "DELETE", .key = FullKey(key)}, what, limits));
   if (reply.failed() && S3ErrorCode(reply) != "NoSuchKey") return S3Failure(reply, what, options());
   return {};
 }
@@ -179,7 +178,7 @@ Result<std::vector<UnfinishedUpload>> S3StoreImpl::ListUploads(const std::string
   std::vector<UnfinishedUpload> uploads;
   XmlUploads page;
   do {
-    S3Request request{.operation = "ListMultipartUploads", .query = {{"uploads", ""}, {"prefix", FullKey(prefix)}}};
+    S3Request request{.query = {{"uploads", ""}, {"prefix", FullKey(prefix)}}};
     if (page.more) {
       request.query.emplace_back("key-marker", page.next_key);
       request.query.emplace_back("upload-id-marker", page.next_id);
@@ -203,7 +202,7 @@ Status S3StoreImpl::AbortUpload(const UnfinishedUpload& upload, const CallLimits
   SP_RETURN_IF_ERROR(CheckKey(upload.key));
   const std::string what = What("abort upload of", upload.key);
   const S3Request request{
-      .operation = "AbortMultipartUpload", .method = "DELETE", .key = FullKey(upload.key), .query = {{"uploadId", upload.id}}};
+      .method = "DELETE", .key = FullKey(upload.key), .query = {{"uploadId", upload.id}}};
   SP_ASSIGN_OR_RETURN(const S3Reply reply, client_->Send(request, what, limits));
   if (reply.failed() && S3ErrorCode(reply) != "NoSuchUpload") return S3Failure(reply, what, options());
   return {};

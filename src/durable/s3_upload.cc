@@ -21,15 +21,6 @@ S3PartPlan::S3PartPlan(uint64_t size_bytes, uint64_t wanted) : size(size_bytes),
 
 uint64_t S3PartPlan::end(size_t part) const { return std::min(size, (part + 1) * part_bytes); }
 
-Status ReadPart(const PutSource& source, uint64_t begin, MutableByteSpan out) {
-  for (uint64_t at = 0; at < out.size(); at += kBlockBytes) {
-    const MutableByteSpan block = out.subspan(at, std::min(kBlockBytes, out.size() - at));
-    if (source.block_crcs.empty()) SP_RETURN_IF_ERROR(source.read(begin + at, block));
-    else SP_RETURN_IF_ERROR(ReadBlock(source, (begin + at) / kBlockBytes, block));
-  }
-  return {};
-}
-
 Status S3Upload::Run(const PutSource& source, const CallLimits& limits, bool* exists) {
   SP_RETURN_IF_ERROR(Begin(limits));
   Status status = SendParts(source, limits);
@@ -42,7 +33,7 @@ Status S3Upload::Run(const PutSource& source, const CallLimits& limits, bool* ex
 }
 
 Status S3Upload::Begin(const CallLimits& limits) {
-  S3Request request{.operation = "CreateMultipartUpload", .method = "POST", .key = key_, .query = {{"uploads", ""}}};
+  S3Request request{.method = "POST", .key = key_, .query = {{"uploads", ""}}};
   if (with_checksums()) request.headers = {{"x-amz-checksum-algorithm", "CRC32C"}, {"x-amz-checksum-type", "FULL_OBJECT"}};
   SP_ASSIGN_OR_RETURN(const S3Reply reply, S3Call(client_, request, what_, limits));
   auto id = XmlUploadId(reply.body);
@@ -54,17 +45,12 @@ Status S3Upload::Begin(const CallLimits& limits) {
 Status S3Upload::SendParts(const PutSource& source, const CallLimits& limits) {
   const S3PartPlan plan(source.size_bytes, client_.options().part_bytes);
   parts_.resize(plan.count());
-  buffers_.resize(plan.count());
   const auto make = [&](size_t index) -> Result<S3Request> {
-    S3Request request{.operation = "UploadPart", .method = "PUT", .key = key_};
+    S3Request request{.method = "PUT", .key = key_};
     parts_[index].number = static_cast<uint32_t>(index + 1);
     request.query = {{"partNumber", std::to_string(index + 1)}, {"uploadId", id_}};
-    if (free_buffers_.empty()) free_buffers_.push_back(std::make_unique_for_overwrite<uint8_t[]>(plan.part_bytes));
-    buffers_[index] = std::move(free_buffers_.back());
-    free_buffers_.pop_back();
-    const MutableByteSpan part(buffers_[index].get(), plan.end(index) - plan.begin(index));
-    if (const Status read = ReadPart(source, plan.begin(index), part); !read.ok()) return std::unexpected(WithContext(what_, read));
-    request.body = part;
+    if (source.pace) source.pace(plan.end(index) - plan.begin(index));
+    request.body = S3Body(source, plan.begin(index), plan.end(index));
     if (with_checksums()) {
       parts_[index].crc32c = CrcOfRange(source.block_crcs, plan.size, plan.begin(index), plan.end(index));
       request.headers = {{"x-amz-checksum-crc32c", CrcToBase64(*parts_[index].crc32c)}};
@@ -72,7 +58,6 @@ Status S3Upload::SendParts(const PutSource& source, const CallLimits& limits) {
     return request;
   };
   const auto done = [&](size_t index, S3Reply&& reply) -> Status {
-    free_buffers_.push_back(std::move(buffers_[index]));
     const std::string what = what_ + ", part " + std::to_string(index + 1);
     if (S3ErrorCode(reply) == "NoSuchUpload") {  // F62: the next Put begins a new one.
       return {StatusCode::kUnavailable, what + ": somebody aborted the upload, perhaps a lifecycle rule of the bucket"};
@@ -89,7 +74,7 @@ Status S3Upload::SendParts(const PutSource& source, const CallLimits& limits) {
 }
 
 Status S3Upload::Complete(const PutSource& source, const CallLimits& limits, bool* exists) {
-  S3Request request{.operation = "CompleteMultipartUpload", .method = "POST", .key = key_, .query = {{"uploadId", id_}}};
+  S3Request request{.method = "POST", .key = key_, .query = {{"uploadId", id_}}};
   const std::string body = XmlCompleteRequest(parts_);
   request.body = AsBytes(body);
   request.headers = {{"content-type", "application/xml"}, {"if-none-match", "*"}};
@@ -143,7 +128,7 @@ void S3Upload::Abort() {
   // By its own deadline: the caller's may have passed, and his cancel is why we are here.
   CallLimits limits;
   limits.deadline = clock_.Now() + kAbortTime;
-  const S3Request request{.operation = "AbortMultipartUpload", .method = "DELETE", .key = key_, .query = {{"uploadId", id_}}};
+  const S3Request request{.method = "DELETE", .key = key_, .query = {{"uploadId", id_}}};
   // Whatever comes of it: the sweep removes what is left.
   (void)client_.Send(request, what_, limits);
 }

@@ -5,7 +5,6 @@
 // On an error the upload is aborted, within a short time of its own. Not where step 3 may still succeed: what then remains is told apart by Head.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,9 +25,6 @@ struct S3PartPlan {
 
   uint64_t size, part_bytes;
 };
-
-// The bytes of `source` from `begin` on, whole blocks of it, compared with their checksums if there are some.
-Status ReadPart(const PutSource& source, uint64_t begin, MutableByteSpan out);
 
 class S3Upload {
  public:
@@ -53,8 +49,6 @@ class S3Upload {
   const std::string key_, what_;
   std::string id_;
   std::vector<XmlPart> parts_;
-  // What parts were read into, by part, and what is free again. Used again, because the pages of new memory cost more than what is read into them.
-  std::vector<std::unique_ptr<uint8_t[]>> buffers_, free_buffers_;
 };
 
 }  // namespace sp

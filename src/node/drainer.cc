@@ -116,10 +116,8 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
     source.block_crcs.resize(BlockCount(record.length_bytes));
     SP_RETURN_IF_ERROR(lease.Read(ChecksumListOffset(record.length_bytes),
                                   {reinterpret_cast<uint8_t*>(source.block_crcs.data()), 4 * source.block_crcs.size()}));
-    source.read = [this, &lease](uint64_t offset, MutableByteSpan out) {
-      WaitForTurn(out.size());
-      return lease.Read(offset, out);
-    };
+    source.read = [&lease](uint64_t offset, MutableByteSpan out) { return lease.Read(offset, out); };
+    source.pace = [this](uint64_t bytes) { WaitForTurn(bytes); };
     return PutShard(*opened.store, opened.abilities, record, source, limits);
   };
   Submit(
