@@ -2,7 +2,7 @@
 
 `client`: only the clients, and a server that keeps nothing. `whole`: from tensors to a step in the store and back, and
 a server that keeps everything. The yardstick of both is aws-c-s3 alone: requests of 16 MiB from mapped memory, without
-checksums.
+checksums, fragments of 256 KiB (a process has one size of fragment, so it is one of its own).
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from bench.scenarios import State, build, change, clear, digest, expected_bytes,
 from bench.sink import BUCKET, PROGRAMS, Sink, not_built
 
 RANKS = 8
+_FRAGMENT_KIB = "256"  # Of the yardstick.
 # What is asked of whom, in one turn of each kind; the first of a kind is the yardstick.
 CLIENT = {
-    "upload1": [("ours", "raw_put1"), ("ours", "put1"), ("obstore", "put1")],
-    "upload8": [("ours", "raw_put8"), ("ours", "put8"), ("obstore", "put8")],
-    "download1": [("ours", "raw_get1"), ("ours", "get1"), ("ours", "check1"), ("obstore", "get1")],
-    "download8": [("ours", "raw_get8"), ("ours", "get8"), ("ours", "check8"), ("obstore", "get8")],
+    "upload1": [("client", "raw_put1"), ("ours", "put1"), ("obstore", "put1")],
+    "upload8": [("client", "raw_put8"), ("ours", "put8"), ("obstore", "put8")],
+    "download1": [("client", "raw_get1"), ("ours", "get1"), ("ours", "check1"), ("obstore", "get1")],
+    "download8": [("client", "raw_get8"), ("ours", "get8"), ("ours", "check8"), ("obstore", "get8")],
 }
 WHOLE = {
     "save": [
@@ -181,8 +182,8 @@ def _folder(out: Path) -> Any:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _program(sink: Sink, scale: float) -> list[str]:
-    return [str(PROGRAMS / "s3_bench"), sink.url("client"), str(expected_bytes("large", scale) >> 20)]
+def _program(sink: Sink, name: str, scale: float, *more: str) -> list[str]:
+    return [str(PROGRAMS / "s3_bench"), sink.url(name), str(expected_bytes("large", scale) >> 20), *more]
 
 
 def _peer(name: str, scale: float, folder: Path, *more: str) -> Contender:
@@ -200,8 +201,9 @@ def client(scale: float, rounds: int, out: Path, *, tls: bool) -> Results:
         field = _Field(results)
         try:
             os.environ.update(sink.environment())
-            program = _program(sink, scale)
-            field.add("ours", partial(Contender, program, folder / "ours-log"))
+            yardstick = _program(sink, "client", scale, _FRAGMENT_KIB)
+            field.add("client", partial(Contender, yardstick, folder / "client-log"))
+            field.add("ours", partial(Contender, _program(sink, "ours", scale), folder / "ours-log"))
             field.add("obstore", partial(_peer, "obstore", scale, folder, "0"))
             field.wait_until_ready()
             for number in range(rounds + 1):
@@ -232,7 +234,8 @@ def whole(scale: float, rounds: int, out: Path) -> Results:
             server = Server(folder)
             services.callback(server.stop)
             os.environ[MEMORY_SERVER] = str(server.port)
-        field.add("client", partial(Contender, _program(sink, scale), folder / "client-log"))
+        yardstick = _program(sink, "client", scale, _FRAGMENT_KIB)
+        field.add("client", partial(Contender, yardstick, folder / "client-log"))
         for name, ranks in (("safepoint", 1), ("safepoint8", RANKS)):
             field.add(name, partial(_Job, folder / name, sink.url(name), ranks, scale))
         for name in _SITES:

@@ -188,7 +188,7 @@ def test_the_first_sample_of_a_store_is_apart_and_the_missing_say_why(monkeypatc
     monkeypatch.setattr(peers, "site_folder", lambda site: Path("/nonexistent") / site)
     why = peers.not_installed("obstore")
     assert why is not None and "make bench-peers PEERS=obstore" in why
-    results: dict[str, Any] = {"ours raw_put1": samples(9.0, 1.0, 2.0, 3.0), "ours put1": samples(9.0, 3.0, 3.0, 3.0)}
+    results: dict[str, Any] = {"client raw_put1": samples(9.0, 1.0, 2.0, 3.0), "ours put1": samples(9.0, 3.0, 3.0, 3.0)}
     for kind in durable_s3.CLIENT.values():
         results[" ".join(kind[-1])] = why
     sheet = durable.clients("", results, 1 << 30)
