@@ -1,9 +1,9 @@
-// Requests to one S3 endpoint over aws-c-s3: signed, in parallel, tried again, bounded by CallLimits. Thread-safe.
+// Requests to one S3 endpoint: signed, in parallel, tried again, bounded by CallLimits. Thread-safe.
 //
-// Memory that a request reads or fills belongs to the caller. The library may touch it until its *shutdown* callback, not only until it has reported
-// the end; so no call here returns before that, also when it was cancelled or its deadline has passed (bounded by connect_timeout).
+// Memory that a request reads or fills belongs to the caller. Network threads touch it until its last attempt is over (s3_exchange.h); so no call here
+// returns before that, also when it was cancelled or its deadline has passed.
 //
-// Attempts are repeated here and not in the library: so a deadline or a cancel ends the pause between them at once, each attempt is signed with the
+// Attempts are repeated here: so a deadline or a cancel ends the pause between them at once, each attempt is signed with the
 // newest credentials, and whoever asked learns that an earlier attempt may have taken effect (S3Reply::maybe_done).
 #pragma once
 

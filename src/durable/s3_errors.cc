@@ -75,19 +75,8 @@ bool S3IsTransient(const S3Reply& reply) {
 }
 
 bool S3MayBeDone(const S3Reply& reply) {
-  if (!reply.failed() || !reply.source.ok()) return false;
-  if (reply.failure == 0) return reply.http_status >= 500 || reply.http_status < 300;
-  switch (reply.failure) {
-    case AWS_IO_DNS_QUERY_FAILED:
-    case AWS_IO_DNS_INVALID_NAME:
-    case AWS_IO_DNS_NO_ADDRESS_FOR_HOST:
-    case AWS_IO_SOCKET_CONNECTION_REFUSED:
-    case AWS_IO_SOCKET_NO_ROUTE_TO_HOST:
-    case AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE:
-      return false;
-    default:
-      return !IsAuthFailure(reply.failure);
-  }
+  if (!reply.failed() || !reply.sent || !reply.source.ok()) return false;
+  return reply.failure != 0 || reply.http_status >= 500 || reply.http_status < 300;
 }
 
 bool S3WantsNewCredentials(const S3Reply& reply) { return reply.failed() && IsExpired(S3ErrorCode(reply)); }

@@ -13,7 +13,6 @@
 #include <charconv>
 #include <cstring>
 
-#include "base/check.h"
 #include "base/crc32c.h"
 #include "format/constants.h"
 
@@ -105,23 +104,23 @@ class S3Exchange::SourceStream : public aws_input_stream {
   Status status_;
 };
 
-// What the library calls. `data` is a reference of the exchange to itself: of the attempt to sign and to connect, and of the stream.
+// What the library calls. `data` is a reference of the exchange to itself: of the attempts to connect and to sign, and of the stream.
 struct S3Exchange::Callbacks {
   using Reference = std::shared_ptr<S3Exchange>;
   static void* Keep(S3Exchange* exchange) { return new Reference(exchange->shared_from_this()); }
   static Reference Take(void* data) { return std::move(*std::unique_ptr<Reference>(static_cast<Reference*>(data))); }
   static S3Exchange& Of(void* data) { return **static_cast<Reference*>(data); }
 
-  static void Signed(aws_signing_result* result, int error, void* data) { Take(data)->OnSigned(result, error); }
   static void Connected(aws_http_connection* connection, int error, void* data) { Take(data)->OnConnection(connection, error); }
-  static int Headers(aws_http_stream* stream, aws_http_header_block block, const aws_http_header* headers, size_t count, void* data) {
+  static void Signed(aws_signing_result* result, int error, void* data) { Take(data)->OnSigned(result, error); }
+  static int Headers(aws_http_stream*, aws_http_header_block block, const aws_http_header* headers, size_t count, void* data) {
+    return block == AWS_HTTP_HEADER_BLOCK_MAIN ? Of(data).OnHeaders(headers, count) : AWS_OP_SUCCESS;
+  }
+  static int HeadersDone(aws_http_stream* stream, aws_http_header_block block, void* data) {
     int status = 0;
     if (block != AWS_HTTP_HEADER_BLOCK_MAIN) return AWS_OP_SUCCESS;
     if (aws_http_stream_get_incoming_response_status(stream, &status) != AWS_OP_SUCCESS) return AWS_OP_ERR;
-    return Of(data).OnHeaders(headers, count, status);
-  }
-  static int HeadersDone(aws_http_stream*, aws_http_header_block block, void* data) {
-    return block == AWS_HTTP_HEADER_BLOCK_MAIN ? Of(data).OnHeadersDone() : AWS_OP_SUCCESS;
+    return Of(data).OnHeadersDone(status);
   }
   static int Body(aws_http_stream*, const aws_byte_cursor* body, void* data) { return Of(data).OnBody({body->ptr, body->len}); }
   static void Complete(aws_http_stream*, int error, void* data) { Of(data).OnComplete(error); }
@@ -130,8 +129,11 @@ struct S3Exchange::Callbacks {
 
 std::shared_ptr<S3Exchange> S3Exchange::Start(S3Library& library, const S3Options& options, const S3Request& request, std::function<void()> over) {
   const std::shared_ptr<S3Exchange> exchange(new S3Exchange(library, options, request, std::move(over)));
-  if (exchange->MakeMessage(library.host())) exchange->Sign();
-  else exchange->Finish(LastError());
+  if (exchange->MakeMessage(library.host())) {
+    aws_http_connection_manager_acquire_connection(exchange->connections_, Callbacks::Connected, Callbacks::Keep(exchange.get()));
+  } else {
+    exchange->Finish(LastError());
+  }
   return exchange;
 }
 
@@ -186,7 +188,15 @@ bool S3Exchange::SetBody() {
   return true;
 }
 
-void S3Exchange::Sign() {
+void S3Exchange::OnConnection(aws_http_connection* connection, int error) {
+  if (connection == nullptr) return Finish(error == 0 ? static_cast<int>(AWS_ERROR_UNKNOWN) : error);
+  connection_ = connection;
+  if (IsOver()) return GiveUp(0);
+  // Not earlier: a signature is good for 15 minutes, and the wait for a connection may be longer.
+  if (const int failure = Sign(); failure != 0) GiveUp(failure);
+}
+
+int S3Exchange::Sign() {
   aws_signing_config_aws signing{};
   signing.config_type = AWS_SIGNING_CONFIG_AWS;
   signing.algorithm = AWS_SIGNING_ALGORITHM_V4;
@@ -199,55 +209,59 @@ void S3Exchange::Sign() {
   signing.signed_body_value = g_aws_signed_body_value_unsigned_payload;
   aws_date_time_init_now(&signing.date);
   signable_ = aws_signable_new_http_request(aws_default_allocator(), message_);
-  if (signable_ == nullptr) return Finish(LastError());
+  if (signable_ == nullptr) return LastError();
   void* const self = Callbacks::Keep(this);
   const auto* const config = reinterpret_cast<const aws_signing_config_base*>(&signing);
-  if (aws_sign_request_aws(aws_default_allocator(), signable_, config, Callbacks::Signed, self) == AWS_OP_SUCCESS) return;
+  if (aws_sign_request_aws(aws_default_allocator(), signable_, config, Callbacks::Signed, self) == AWS_OP_SUCCESS) return 0;
   const int error = LastError();  // Then it does not call back.
   Callbacks::Take(self);
-  Finish(error);
+  return error;
 }
 
 void S3Exchange::OnSigned(aws_signing_result* result, int error) {
   if (error == 0 && aws_apply_signing_result_to_http_request(message_, aws_default_allocator(), result) != AWS_OP_SUCCESS) error = LastError();
-  if (error != 0) return Finish(error);
-  {
-    const std::lock_guard lock(mutex_);
-    if (stage_ == Stage::kOver) return;
-  }
-  aws_http_connection_manager_acquire_connection(connections_.get(), Callbacks::Connected, Callbacks::Keep(this));
+  if (error == 0) error = Send();
+  if (error != 0) GiveUp(error);
 }
 
-void S3Exchange::OnConnection(aws_http_connection* connection, int error) {
-  if (connection == nullptr) return Finish(error == 0 ? static_cast<int>(AWS_ERROR_UNKNOWN) : error);
-  {
-    const std::lock_guard lock(mutex_);
-    if (stage_ != Stage::kOver) {
-      aws_http_make_request_options options{};
-      options.self_size = sizeof options;
-      options.request = message_;
-      options.user_data = Callbacks::Keep(this);
-      options.on_response_headers = Callbacks::Headers;
-      options.on_response_header_block_done = Callbacks::HeadersDone;
-      options.on_response_body = Callbacks::Body;
-      options.on_complete = Callbacks::Complete;
-      options.on_destroy = Callbacks::Destroyed;
-      connection_ = connection;
-      stream_ = aws_http_connection_make_request(connection, &options);
-      if (stream_ == nullptr) {
-        error = LastError();
-        Callbacks::Take(options.user_data);
-      } else if (aws_http_stream_activate(stream_) == AWS_OP_SUCCESS) {
-        stage_ = Stage::kStreaming;
-        return;  // OnComplete follows, on this thread or another.
-      } else {
-        error = LastError();
-        aws_http_stream_release(std::exchange(stream_, nullptr));
-      }
-    }
+// 0: OnComplete follows, on this thread or another.
+int S3Exchange::Send() {
+  aws_http_make_request_options options{};
+  options.self_size = sizeof options;
+  options.request = message_;
+  options.on_response_headers = Callbacks::Headers;
+  options.on_response_header_block_done = Callbacks::HeadersDone;
+  options.on_response_body = Callbacks::Body;
+  options.on_complete = Callbacks::Complete;
+  options.on_destroy = Callbacks::Destroyed;
+  const std::lock_guard lock(mutex_);
+  if (stage_ == Stage::kOver) return AWS_ERROR_HTTP_STREAM_CANCELLED;
+  options.user_data = Callbacks::Keep(this);
+  stream_ = aws_http_connection_make_request(connection_, &options);
+  if (stream_ == nullptr) {
+    const int error = LastError();
+    Callbacks::Take(options.user_data);
+    return error;
   }
-  aws_http_connection_manager_release_connection(connections_.get(), connection);
+  if (aws_http_stream_activate(stream_) != AWS_OP_SUCCESS) {
+    const int error = LastError();
+    aws_http_stream_release(std::exchange(stream_, nullptr));
+    return error;
+  }
+  stage_ = Stage::kStreaming;
+  reply_.sent = true;
+  return 0;
+}
+
+// Before anything was sent.
+void S3Exchange::GiveUp(int error) {
+  aws_http_connection_manager_release_connection(connections_, connection_);
   Finish(error);
+}
+
+bool S3Exchange::IsOver() {
+  const std::lock_guard lock(mutex_);
+  return stage_ == Stage::kOver;
 }
 
 int S3Exchange::WrongContent() {
@@ -255,8 +269,7 @@ int S3Exchange::WrongContent() {
   return aws_raise_error(AWS_ERROR_HTTP_PROTOCOL_ERROR);
 }
 
-int S3Exchange::OnHeaders(const aws_http_header* headers, size_t count, int status) {
-  reply_.http_status = status;
+int S3Exchange::OnHeaders(const aws_http_header* headers, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     kept_bytes_ += headers[i].name.len + headers[i].value.len;
     if (kept_bytes_ > kKeptBytesMax) return WrongContent();
@@ -265,7 +278,8 @@ int S3Exchange::OnHeaders(const aws_http_header* headers, size_t count, int stat
   return AWS_OP_SUCCESS;
 }
 
-int S3Exchange::OnHeadersDone() {
+int S3Exchange::OnHeadersDone(int status) {
+  reply_.http_status = status;
   if (request_.into.empty() || reply_.failed()) return AWS_OP_SUCCESS;
   uint64_t first = 0, last = 0;
   const bool range = reply_.http_status == 206 && ParseContentRange(reply_.header("content-range"), &first, &last);
@@ -294,7 +308,7 @@ void S3Exchange::OnComplete(int error) {
   }
   if (stream_of_source_ != nullptr) reply_.source = stream_of_source_->status();
   // One that is not fit for another request is closed by this.
-  aws_http_connection_manager_release_connection(connections_.get(), connection_);
+  aws_http_connection_manager_release_connection(connections_, connection_);
   Finish(error);
   aws_http_stream_release(stream);
 }
@@ -314,7 +328,8 @@ void S3Exchange::Cancel() {
   {
     const std::lock_guard lock(mutex_);
     if (stage_ == Stage::kStreaming) {
-      if (stream_ != nullptr) aws_http_stream_cancel(stream_, AWS_ERROR_HTTP_STREAM_CANCELLED);
+      // Not aws_http_stream_cancel, which does nothing once the reply has said that this is its connection's last.
+      if (stream_ != nullptr) aws_http_connection_close(connection_);
       return;
     }
   }

@@ -27,23 +27,26 @@ class S3Exchange : public std::enable_shared_from_this<S3Exchange> {
   static std::shared_ptr<S3Exchange> Start(S3Library& library, const S3Options& options, const S3Request& request, std::function<void()> over);
   ~S3Exchange();
 
-  // Ends it soon: at once where no connection has been had yet, else with the connection.
+  // Ends it soon: at once where it waits for a connection or credentials, else with the connection.
   void Cancel();
   S3Reply TakeReply() { return std::move(reply_); }  // Once it is over.
 
  private:
   struct Callbacks;
   class SourceStream;
-  enum class Stage { kBegun, kStreaming, kOver };  // kBegun: being signed, or waiting for a connection.
+  enum class Stage { kBegun, kStreaming, kOver };  // kBegun: waiting for a connection, or being signed.
 
   S3Exchange(S3Library& library, const S3Options& options, const S3Request& request, std::function<void()> over);
   bool MakeMessage(const std::string& host);
   bool SetBody();
-  void Sign();
-  void OnSigned(aws_signing_result* result, int error);
   void OnConnection(aws_http_connection* connection, int error);
-  int OnHeaders(const aws_http_header* headers, size_t count, int status);
-  int OnHeadersDone();
+  int Sign();
+  void OnSigned(aws_signing_result* result, int error);
+  int Send();
+  void GiveUp(int error);
+  bool IsOver();
+  int OnHeaders(const aws_http_header* headers, size_t count);
+  int OnHeadersDone(int status);
   int OnBody(ByteSpan body);
   void OnComplete(int error);
   void Finish(int error);
@@ -52,11 +55,12 @@ class S3Exchange : public std::enable_shared_from_this<S3Exchange> {
   const S3Options& options_;
   const S3Request& request_;  // Until it is over.
   const S3Library::Provider provider_;
-  const S3Library::Connections connections_;
+  // Not a reference: the library's end is what ends the waiting for a connection. A connection keeps its pool.
+  aws_http_connection_manager* const connections_;
   aws_http_message* message_ = nullptr;
   aws_signable* signable_ = nullptr;
   SourceStream* stream_of_source_ = nullptr;  // Owned by the message.
-  aws_http_connection* connection_ = nullptr;
+  aws_http_connection* connection_ = nullptr;  // Ours from OnConnection to OnComplete or GiveUp.
   size_t kept_bytes_ = 0;  // Of headers and body.
   S3Reply reply_;
 

@@ -160,11 +160,20 @@ void FakeS3Server::Serve(Socket& socket) {
   }
 }
 
+void FakeS3Server::HangUntilStopped() {
+  std::unique_lock lock(mutex_);
+  stopped_.wait(lock, [&] { return stopping_.load(); });
+}
+
 bool FakeS3Server::Reply(Socket& socket, const FakeRequest& request, const FakeReply& reply, bool keep_alive) {
   error_code error;
-  if (reply.hang) {
-    std::unique_lock lock(mutex_);
-    stopped_.wait(lock, [&] { return stopping_.load(); });
+  if (reply.hang && reply.missing_bytes == 0) {
+    HangUntilStopped();
+    return false;
+  }
+  if (!reply.raw.empty()) {
+    asio::write(socket, asio::buffer(reply.raw), error);
+    socket.shutdown(Socket::shutdown_both, error);
     return false;
   }
   if (reply.drop) {
@@ -179,6 +188,7 @@ bool FakeS3Server::Reply(Socket& socket, const FakeRequest& request, const FakeR
   http::response_serializer<http::string_body> serializer(response);
   if (request.method == "HEAD" || response.body().empty()) http::write_header(socket, serializer, error);
   else http::write(socket, serializer, error);
+  if (reply.hang) HangUntilStopped();
   if (reply.missing_bytes != 0) socket.shutdown(Socket::shutdown_both, error);
   return !error && reply.missing_bytes == 0 && keep_alive;
 }

@@ -34,7 +34,8 @@ struct FakeReply {
   std::string body;
   size_t missing_bytes = 0;  // Of the body, which the header announces all the same; then the connection is closed.
   bool drop = false;         // No reply: the connection is closed.
-  bool hang = false;         // No reply and no end, until the server stops.
+  bool hang = false;         // No end, until the server stops: of the body where bytes of it are missing, else of the wait for a reply.
+  std::string raw;           // If not empty: these bytes instead of all that, then the connection is closed.
 };
 
 class FakeS3Server {
@@ -70,6 +71,7 @@ class FakeS3Server {
 
   void Accept();
   void Serve(Socket& socket);
+  void HangUntilStopped();
   bool Reply(Socket& socket, const FakeRequest& request, const FakeReply& reply, bool keep_alive);
   FakeReply AnswerLocked(const FakeRequest& request);
   FakeReply AnswerUpload(const FakeRequest& request);

@@ -11,12 +11,15 @@
 #include <aws/io/socket.h>
 #include <aws/io/tls_channel_handler.h>
 
+#include <chrono>
 #include <condition_variable>
+#include <map>
 
 namespace sp {
 namespace {
 
 constexpr size_t kHostsMax = 16;
+constexpr uint64_t kIdleMillisecondsMax = 20'000;  // Then it is closed: a firewall may have forgotten it, which only a request that hangs would tell.
 constexpr uint32_t kPortOfHttp = 80, kPortOfHttps = 443;
 constexpr uint32_t kSilentSecondsMax = 30;  // A connection on which nothing moves for as long, while something should, is given up. As in aws-c-s3.
 constexpr Nanos kRefreshPause = 5 * kNanosPerSecond;
@@ -25,6 +28,37 @@ constexpr Nanos kRefreshPause = 5 * kNanosPerSecond;
 // when no client is left, and none is being made.
 std::mutex living_mutex;
 int living = 0;  // Under living_mutex.
+
+// What TLS needs to know of the certificates to trust: the system's, or those of `ca_file`. A reference; null: aws_last_error. To read them takes 50 ms, and
+// every rank of a job opens stores, so the process reads them again only when its last reading is a while ago.
+aws_tls_ctx* SharedTls(const std::string& ca_file) {
+  constexpr auto kReadAgainAfter = std::chrono::minutes(10);
+  struct Read {
+    aws_tls_ctx* context = nullptr;
+    std::chrono::steady_clock::time_point at;
+  };
+  static std::mutex mutex;
+  static std::map<std::string, Read>& contexts = *new std::map<std::string, Read>;
+  const std::lock_guard lock(mutex);
+  const auto now = std::chrono::steady_clock::now();
+  std::erase_if(contexts, [&](const auto& c) {
+    if (now - c.second.at < kReadAgainAfter) return false;
+    aws_tls_ctx_release(c.second.context);
+    return true;
+  });
+  Read& read = contexts[ca_file];
+  if (read.context == nullptr) {
+    aws_tls_ctx_options options;
+    aws_tls_ctx_options_init_default_client(&options, aws_default_allocator());
+    const bool trusted =
+        ca_file.empty() || aws_tls_ctx_options_override_default_trust_store_from_path(&options, nullptr, ca_file.c_str()) == AWS_OP_SUCCESS;
+    if (trusted) read = {aws_tls_client_ctx_new(aws_default_allocator(), &options), now};
+    aws_tls_ctx_options_clean_up(&options);
+  }
+  if (read.context == nullptr) contexts.erase(ca_file);
+  else return aws_tls_ctx_acquire(read.context);
+  return nullptr;
+}
 
 Status Failed(const char* what) { return {StatusCode::kUnavailable, std::string("s3: ") + what + ": " + aws_error_str(aws_last_error())}; }
 
@@ -99,12 +133,7 @@ Status S3Library::Init(const S3Options& options) {
   bootstrap_ = aws_client_bootstrap_new(allocator, &bootstrap_options);
   if (bootstrap_ == nullptr) return Failed("no connections can be made");
 
-  aws_tls_ctx_options tls_options;
-  aws_tls_ctx_options_init_default_client(&tls_options, allocator);
-  const bool trusted = options.ca_file.empty() ||
-                       aws_tls_ctx_options_override_default_trust_store_from_path(&tls_options, nullptr, options.ca_file.c_str()) == AWS_OP_SUCCESS;
-  if (trusted) tls_ = aws_tls_client_ctx_new(allocator, &tls_options);
-  aws_tls_ctx_options_clean_up(&tls_options);
+  tls_ = SharedTls(options.ca_file);
   if (tls_ == nullptr) {
     return {StatusCode::kInvalidArgument, "s3: TLS cannot be set up" + (options.ca_file.empty() ? "" : " with the ca_file '" + options.ca_file + "'") +
                                               ": " + aws_error_str(aws_last_error())};
@@ -134,6 +163,7 @@ Status S3Library::Connect(bool tls) {
   options.port = aws_uri_port(&endpoint_) != 0 ? aws_uri_port(&endpoint_) : tls ? kPortOfHttps : kPortOfHttp;
   options.proxy_ev_settings = &no_proxy;
   options.max_connections = options_.connections_max;
+  options.max_connection_idle_in_milliseconds = kIdleMillisecondsMax;
   options.shutdown_complete_callback = Ended::End;
   options.shutdown_complete_user_data = ended_.get();
   aws_tls_connection_options connection_tls{};
@@ -142,7 +172,7 @@ Status S3Library::Connect(bool tls) {
   if (tls) options.tls_connection_options = &connection_tls;
   if (named) {
     ended_->Begin();
-    connections_.reset(aws_http_connection_manager_new(aws_default_allocator(), &options));
+    connections_ = aws_http_connection_manager_new(aws_default_allocator(), &options);
     if (connections_ == nullptr) Ended::End(ended_.get());
   }
   aws_tls_connection_options_clean_up(&connection_tls);
@@ -151,7 +181,7 @@ Status S3Library::Connect(bool tls) {
 
 S3Library::~S3Library() {
   // The connections first, which use all others; the threads last, on which all of them end.
-  connections_.reset();
+  if (connections_ != nullptr) aws_http_connection_manager_release(connections_);
   provider_.reset();
   if (ended_ != nullptr && loops_ != nullptr) ended_->WaitUntil(1);
   aws_client_bootstrap_release(bootstrap_);
@@ -162,11 +192,6 @@ S3Library::~S3Library() {
   aws_uri_clean_up(&endpoint_);
   const std::lock_guard lock(living_mutex);
   if (--living == 0) aws_thread_join_all_managed();
-}
-
-S3Library::Connections S3Library::connections() {
-  aws_http_connection_manager_acquire(connections_.get());
-  return Connections(connections_.get());
 }
 
 S3Library::Provider S3Library::provider() {

@@ -28,12 +28,8 @@ class S3Library {
 
   const std::string& host() const { return host_; }  // For the Host header.
 
-  struct ReleaseConnections {
-    void operator()(aws_http_connection_manager* connections) const { aws_http_connection_manager_release(connections); }
-  };
-  using Connections = std::unique_ptr<aws_http_connection_manager, ReleaseConnections>;
-  // A reference to the pool of connections to the endpoint, S3Options::connections_max of them. Who wants one more waits for it.
-  Connections connections();
+  // The pool of connections to the endpoint, S3Options::connections_max of them. Who wants one more waits for it, until this ends.
+  aws_http_connection_manager* connections() { return connections_; }
 
   struct ReleaseProvider {
     void operator()(aws_credentials_provider* provider) const { aws_credentials_provider_release(provider); }
@@ -57,7 +53,7 @@ class S3Library {
   aws_host_resolver* resolver_ = nullptr;
   aws_client_bootstrap* bootstrap_ = nullptr;
   aws_tls_ctx* tls_ = nullptr;
-  Connections connections_;
+  aws_http_connection_manager* connections_ = nullptr;
   std::mutex mutex_;
   Provider provider_;  // Under mutex_.
   Nanos refreshed_at_ = 0;  // Under mutex_; 0: never.

@@ -35,6 +35,7 @@ struct S3Request {
 };
 
 struct S3Reply {
+  bool sent = false;           // Some of the request, on a connection that there was.
   int failure = 0;             // aws-c-* error number: there is no reply, or not all of it.
   Status source;               // Not OK: the body could not be read or does not match its checksums, so the request was broken off.
   bool wrong_content = false;  // It contradicts what was asked for or what its own headers say.

@@ -2,6 +2,8 @@
 // self. No test waits for anything but a deadline, and those are short.
 #include "durable/s3_fake_server.h"
 
+#include <sys/socket.h>
+
 #include "durable/object_store_conformance.h"
 #include "durable/s3_store.h"
 #include "os/test_util.h"
@@ -90,6 +92,12 @@ TEST_F(S3Lies, F57BurstsOf503AreOutlasted) {
   EXPECT_TRUE(back == large_);
 }
 
+TEST_F(S3Lies, F57BusyWithoutAnyHeaderIsBusy) {
+  LieTimes(3, Always, {.raw = "HTTP/1.1 503 busy\r\n\r\n"});
+  SP_ASSERT_OK(store().Put("small", PutSource::OfMemory(small_), {}));
+  EXPECT_EQ(server().requests(), 4u);
+}
+
 TEST_F(S3Lies, F57ResetsAreOutlasted) {
   LieTimes(3, Always, {.drop = true});
   std::vector<uint8_t> back(large_.size());
@@ -146,6 +154,56 @@ TEST_F(S3Lies, F58AHangOfAReadEndsAtTheDeadline) {
   LieTimes(kForEver, Always, {.hang = true});
   std::vector<uint8_t> out(10);
   SP_EXPECT_CODE(kDeadline, store().ReadRange("small", 0, out, {.deadline = Now() + 50 * kNanosPerMilli}));
+}
+
+TEST_F(S3Lies, F58AReplyThatStopsOnItsConnectionsLastRequestEndsAtTheDeadline) {
+  server().SetObject("base/large", LargeText());
+  SetLie([this](const FakeRequest& request) -> std::optional<FakeReply> {
+    FakeReply reply = server().Answer(request);
+    reply.headers["connection"] = "close";
+    reply.missing_bytes = 100;
+    reply.hang = true;
+    return reply;
+  });
+  std::vector<uint8_t> back(1000);
+  const Nanos begin = Now();
+  SP_EXPECT_CODE(kDeadline, store().ReadRange("large", 0, back, {.deadline = begin + 100 * kNanosPerMilli}));
+  EXPECT_LT(Now() - begin, 3 * kNanosPerSecond);
+}
+
+// A server that takes no connection: its queue is full, so the system answers nobody.
+class FullListener {
+ public:
+  FullListener() {
+    acceptor_.open(boost::asio::ip::tcp::v4());
+    acceptor_.bind({boost::asio::ip::address_v4::loopback(), 0});
+    acceptor_.listen(0);
+    const auto address = acceptor_.local_endpoint();
+    for (auto& socket : sockets_) {
+      socket.open(boost::asio::ip::tcp::v4());
+      socket.native_non_blocking(true);
+      ::connect(socket.native_handle(), address.data(), static_cast<socklen_t>(address.size()));  // Begun, never done.
+    }
+  }
+  std::string endpoint() const { return "http://127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port()); }
+
+ private:
+  boost::asio::io_context context_;
+  boost::asio::ip::tcp::acceptor acceptor_{context_};
+  std::array<boost::asio::ip::tcp::socket, 4> sockets_{boost::asio::ip::tcp::socket(context_), boost::asio::ip::tcp::socket(context_),
+                                                       boost::asio::ip::tcp::socket(context_), boost::asio::ip::tcp::socket(context_)};
+};
+
+TEST_F(S3Lies, AStoreEndsWithoutTheConnectionsThatNobodyWaitsForAnyMore) {
+  const FullListener nobody;
+  place_.options.endpoint = nobody.endpoint();
+  place_.options.connections_max = 1;
+  place_.options.connect_timeout = 300 * kNanosPerMilli;
+  auto closing = S3Store::Open(place_.options, place_.clock()).value();
+  for (int i = 0; i < 20; ++i) SP_EXPECT_CODE(kDeadline, closing->Head("small", {.deadline = Now() + 5 * kNanosPerMilli}));
+  const Nanos begin = Now();
+  closing.reset();
+  EXPECT_LT(Now() - begin, 2 * kNanosPerSecond);  // Not 20 times 0.3 s.
 }
 
 TEST_F(S3Lies, F59AnErrorInsideA200OfCompleteIsNoSuccess) {

@@ -1,8 +1,8 @@
 // S3Store: objects in a bucket of S3 or of a store that speaks its protocol, under a prefix. Thread-safe.
 //
 // What the interface leaves open:
-//   Put      up to part_bytes in one request with If-None-Match, so it overwrites nothing anywhere. More of it in parts, each
-//            read into a buffer of its own: as many as there are connections. Asks with Head before it begins, and sends the condition with the last request,
+//   Put      up to part_bytes in one request with If-None-Match, so it overwrites nothing anywhere. More of it in parts, as many at once
+//            as there are connections, read from the source as they are sent. Asks with Head before it begins, and sends the condition with the last request,
 //            too; stores that ignore it there would let one of two Puts of the same key at the same time replace the other's object.
 //   Create   tries again where a reply was lost; if the store then says that there is one already, it may be ours: kUnavailable, read it back.
 //   Probe    verifies_checksums: sends an object with a wrong CRC32C and sees whether the store takes it.

@@ -201,6 +201,8 @@ struct CoreConfig {
   uint64_t extent_bytes = 64u << 20;
   uint32_t extents_max = 16;
   uint32_t retain = 2;  // Complete steps kept per namespace.
+  uint64_t retain_every = 0;  // And those that are a multiple of it, until a save needs their memory; 0: none.
+  Nanos retain_for = 0;       // And those that became complete so long before the newest at most, likewise; 0: none.
   Nanos lease_ns = 60 * kNanosPerSecond;
   Nanos pin_ns = 600 * kNanosPerSecond;
   Nanos handshake_ns = 5 * kNanosPerSecond;

@@ -30,6 +30,7 @@ void NodeCore::Impl::TryComplete(const NamespaceKey& ns, const Id128& id) {
   manifest.record.bytes = ManifestRecord(*records, MakeManifest(*records)).Encode();
   Commit(manifest);
   ++counters_.completed;
+  if (config_.retain_for > 0) complete_at_[ns][id] = now_;
   uint64_t bytes = 0;
   for (const SealRecord& r : *records) bytes += r.length_bytes;
   Evidence(Severity::kInfo, "attempt_complete", attempt->key,
@@ -94,29 +95,6 @@ void NodeCore::Impl::CloseAttempt(const NamespaceKey& ns, const Id128& id, const
   for (uint64_t lease : leases) EndLease(lease, IsAlive(leases_.at(lease).session));
   for (uint64_t slot : slots) ReleaseSlot(slot);
   AnswerWaiters(ns, id);
-}
-
-void NodeCore::Impl::RetireOld(const NamespaceKey& ns) {
-  std::vector<Id128> ids;
-  const uint32_t retain = SP_PLANTED(retire_early) && config_.retain > 1 ? config_.retain - 1 : config_.retain;
-  for (const Attempt* a : catalog_.Retirable(ns, retain, PinnedAttempts(ns))) ids.push_back(a->key.AttemptId());
-  for (const Id128& id : ids) {
-    const Attempt* attempt = catalog_.FindAttempt(ns, id);
-    if (attempt->durable) {
-      if (HasMemory(id)) Evict(ns, *attempt);
-      continue;
-    }
-    std::vector<uint64_t> slots;
-    for (const auto& [rank, record] : attempt->records) {
-      if (auto s = sealed_.find({id, rank}); s != sealed_.end()) slots.push_back(s->second.slot);
-    }
-    Evidence(Severity::kInfo, "attempt_retired", attempt->key, {});
-    Commit(ledger::Tombstone{ns.uid, ns.ns, id, ledger::TombstoneWhy::kRetired, "newer complete steps took its place"});
-    trim_ = true;
-    ++counters_.retired;
-    for (uint64_t slot : slots) ReleaseSlot(slot);
-    AnswerWaiters(ns, id);
-  }
 }
 
 std::optional<std::pair<Status, Level>> NodeCore::Impl::WaitOutcome(const NamespaceKey& ns, const WaitRequest& r) const {

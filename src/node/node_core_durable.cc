@@ -23,7 +23,6 @@ constexpr Nanos kRetryMost = 60 * kNanosPerSecond;
 constexpr Nanos kTellEvery = 60 * kNanosPerSecond;
 constexpr Nanos kStalled = 30 * kNanosPerSecond;  // Nothing arrives for so long: the store is in trouble, whatever it says later.
 constexpr uint32_t kMismatchesMax = 3;            // In a row: it is not what happened on the way.
-constexpr size_t kStoredKept = 16;  // Durable steps of one namespace that are listed after memory let go of them; the store keeps all.
 constexpr size_t kListingsKept = 256;  // Of one user.
 constexpr Nanos kListingHolds = kNanosPerSecond;     // For the ranks that ask at the same time.
 constexpr Nanos kAnswerWithin = 20 * kNanosPerSecond;  // Clients give up after 30 s.
@@ -229,54 +228,23 @@ bool NodeCore::Impl::IsInTrouble(const Drain& drain, Nanos now) const {
   return drain.failures > 0 || (sent && now >= drain.progressed_at + kStalled);
 }
 
-bool NodeCore::Impl::HasMemory(const Id128& attempt) const {
-  const auto it = sealed_.lower_bound({attempt, 0});
-  return it != sealed_.end() && it->first.first == attempt;
-}
-
 // A save that finds no memory because steps wait for a store that does not take them: the save goes first (I-22). While the store takes them, the
 // step on its way there does (F70), which lasts a bounded time. Of a shard that is being sent every block is compared before it goes, so its memory may
 // be used for something else meanwhile.
 bool NodeCore::Impl::DrainGivesWay(const SessionKey& session) {
   for (const auto& [id, drain] : drains_) {
     if (drain.ns.uid != session.uid || !IsInTrouble(drain, now_) || SP_PLANTED(save_waits_for_store)) continue;
-    // Only for memory that this session can have then: its own, or that of the dead.
-    bool helps = false;
-    for (auto it = sealed_.lower_bound({id, 0}); it != sealed_.end() && it->first.first == id; ++it) {
-      const Id128& owner = pool_.FindSlot(it->second.slot)->entry.session.session;
-      helps = helps || owner == session.session || !IsAlive(owner);
-    }
     std::set<Id128> pinned = PinnedAttempts(drain.ns);
     pinned.erase(id);
     const auto retirable = catalog_.Retirable(drain.ns, config_.retain, pinned);
     const auto goes = [&, &id = id](const Attempt* a) { return a->key.AttemptId() == id; };
-    if (!helps || std::ranges::none_of(retirable, goes)) continue;
+    if (!MemoryHelps(id, session) || std::ranges::none_of(retirable, goes)) continue;
     GiveUpDrain(id, "memory was needed for a newer step, and the store was in trouble: " +
                         (drain.last.ok() ? "nothing has arrived there for " + std::to_string((now_ - drain.progressed_at) / kNanosPerSecond) + " s"
                                          : drain.last.message()));
     return true;
   }
   return false;
-}
-
-void NodeCore::Impl::Evict(const NamespaceKey& ns, const Attempt& attempt) {
-  const Id128 id = attempt.key.AttemptId();
-  std::vector<uint64_t> slots;
-  for (auto it = sealed_.lower_bound({id, 0}); it != sealed_.end() && it->first.first == id; ++it) slots.push_back(it->second.slot);
-  Evidence(Severity::kInfo, "attempt_evicted", attempt.key, {{"still_in", config_.store}});
-  Commit(ledger::Evicted{ns.uid, ns.ns, id});
-  trim_ = true;
-  ++counters_.retired;
-  for (uint64_t slot : slots) ReleaseSlot(slot);
-  const std::set<Id128> in_use = PinnedAttempts(ns);
-  std::vector<Id128> stored;  // Newest first.
-  for (const Attempt* a : catalog_.Attempts(ns)) {
-    const bool pinned = a->operator_pin || in_use.contains(a->key.AttemptId());
-    if (a->durable && !a->tombstone && !pinned && !HasMemory(a->key.AttemptId())) stored.push_back(a->key.AttemptId());
-  }
-  for (size_t i = kStoredKept; i < stored.size(); ++i) {
-    Commit(ledger::Tombstone{ns.uid, ns.ns, stored[i], ledger::TombstoneWhy::kRetired, "forgotten here; the store still has it"});
-  }
 }
 
 bool NodeCore::Impl::IsMine(const NamespaceKey& ns) const {

@@ -211,10 +211,18 @@ class NodeCore::Impl {
   void CloseAttempt(const NamespaceKey& ns, const Id128& attempt, const std::string& reason);
   void TryComplete(const NamespaceKey& ns, const Id128& attempt);
   void CloseOvertaken(const NamespaceKey& ns, const Attempt& completed);
-  void RetireOld(const NamespaceKey& ns);
   void ReleaseSlot(uint64_t slot);  // Its shard is gone: idle for a living owner, else back to the pool.
   void AnswerWaiters(const NamespaceKey& ns, const Id128& attempt);
   std::optional<std::pair<Status, Level>> WaitOutcome(const NamespaceKey& ns, const WaitRequest& r) const;
+
+  // --- what memory lets go of (node_core_retire.cc)
+  void RetireOld(const NamespaceKey& ns);
+  void Retire(const NamespaceKey& ns, const Id128& attempt);
+  bool IsSpared(const NamespaceKey& ns, const Attempt& attempt) const;
+  bool SparedGivesWay(const SessionKey& session);  // To a save. True: memory has become free.
+  bool MemoryHelps(const Id128& attempt, const SessionKey& session) const;
+  void Evict(const NamespaceKey& ns, const Attempt& attempt);
+  bool HasMemory(const Id128& attempt) const;  // This node has a shard of it, in whatever condition.
 
   // --- the durable tier (node_core_durable.cc)
   void WantDurable(const NamespaceKey& ns, const Id128& attempt, const std::string& why);
@@ -225,8 +233,6 @@ class NodeCore::Impl {
   void GiveUpDrain(Id128 attempt, const std::string& why);  // By value: callers name it by its entry, which goes.
   bool IsInTrouble(const Drain& drain, Nanos now) const;
   bool DrainGivesWay(const SessionKey& session);  // To a save, where the store is in trouble. True: memory has become free.
-  bool HasMemory(const Id128& attempt) const;     // This node has a shard of it, in whatever condition.
-  void Evict(const NamespaceKey& ns, const Attempt& attempt);
   bool IsMine(const NamespaceKey& ns) const;        // Memory knows more of it than the store.
   bool NeedsListing(const NamespaceKey& ns) const;  // What the store has of it is not known, or not any more.
   Status AnswerLater(ConnectionId c, const Frame& f, const NamespaceKey& ns);
@@ -297,6 +303,8 @@ class NodeCore::Impl {
   bool trim_ = false;                          // An attempt ended in this step.
   std::vector<Action> actions_;
   std::map<Id128, Drain> drains_;
+  // When a step that memory has became complete, or this worker started, whichever is later. Only where retain_for asks for it.
+  std::map<NamespaceKey, std::map<Id128, Nanos>> complete_at_;
   std::map<NamespaceKey, Nanos> durable_at_;  // When a step was last chosen by durable_interval.
   struct Listing {
     bool under_way = false;

@@ -184,6 +184,7 @@ std::vector<Action> NodeCore::Impl::Restore(Nanos now, const Ledger::Contents& c
   for (const NamespaceKey& ns : catalog_.Namespaces()) {
     for (const Attempt* a : catalog_.Attempts(ns)) {  // First: what is on its way to the store is not retired.
       if (a->WantsDurable() && a->manifest && !SP_PLANTED(drain_not_resumed)) AddDrain(ns, *a);
+      if (config_.retain_for > 0 && a->manifest && !a->tombstone) complete_at_[ns][a->key.AttemptId()] = now_;
     }
     for (const Attempt* a : catalog_.OpenAttempts(ns)) {
       const Id128 id = a->key.AttemptId();

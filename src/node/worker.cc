@@ -99,6 +99,8 @@ Status Worker::Start() {
   config.extent_bytes = settings_.extent_bytes;
   config.extents_max = settings_.extents_max();
   config.retain = settings_.retain;
+  config.retain_every = settings_.retain_every;
+  config.retain_for = settings_.retain_for;
   config.lease_ns = settings_.lease;
   config.pin_ns = settings_.pin;
   config.handshake_ns = settings_.handshake;
