@@ -43,6 +43,7 @@ demo-durable: build  ## The same with a store that goes away and comes back, and
 	$(PY) examples/demo/durable.py $(if $(S3),--s3 --out build/demo-durable-s3)
 
 test: setup  ## Everything .ci/run runs: wheel, lint, C++ tests, sanitizers, Python and process tests
+	@tests/gateway/ceph_gateway.sh check || tests/gateway/ceph_gateway.sh install || echo "tests against a real S3 gateway will be skipped"
 	$(PY) tools/run_tests.py --jobs $(JOBS)
 
 test-cpp: setup  ## C++ unit tests, optimised

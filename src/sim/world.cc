@@ -15,6 +15,8 @@ CoreConfig MakeCoreConfig(const WorldConfig& config) {
   c.extent_bytes = 8192;
   c.extents_max = config.extents_max;
   c.retain = config.retain;
+  c.retain_every = config.retain_every;
+  c.retain_for = config.retain_for_s * kNanosPerSecond;
   if (config.store) c.store = "sim://store";
   c.durable_every = config.durable_every;
   c.durable_interval = config.durable_interval_s * kNanosPerSecond;
@@ -58,6 +60,8 @@ WorldConfig MakeConfig(uint64_t seed) {
   c.durable_interval_s = random.Percent(30) ? 5 + static_cast<uint32_t>(random.Below(60)) : 0;
   c.drains_max = 1 + static_cast<uint32_t>(random.Below(3));
   if (c.store && random.Percent(33)) c.durable_keeps = 1 + static_cast<uint32_t>(random.Below(3));
+  if (random.Percent(25)) c.retain_every = 20;
+  if (random.Percent(25)) c.retain_for_s = 5 + static_cast<uint32_t>(random.Below(60));
   return c;
 }
 

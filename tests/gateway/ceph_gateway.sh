@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A one-node Ceph cluster in memory with its S3 gateway on loopback, for src/durable/s3_gateway_test.cc and tests/process/test_durable_s3.py.
 #   ceph_gateway.sh check        succeeds if the programs are installed (Debian: ceph-mon ceph-osd radosgw ceph-common)
+#   ceph_gateway.sh install      installs them, as root
 #   ceph_gateway.sh start DIR [PID]
 #                                starts it with everything below the new directory DIR and prints the endpoint, when that answers;
 #                                it is stopped, and DIR removed, when the process PID has ended in whatever way
@@ -10,6 +11,7 @@
 # The user has the access key "testkey" and the secret key "testsecret". Nothing in it survives, nothing in it is protected: only for tests.
 set -euo pipefail
 
+packages=(ceph-mon ceph-osd radosgw ceph-common)
 programs=(ceph-mon ceph-osd radosgw ceph ceph-authtool monmaptool radosgw-admin)
 
 die() {
@@ -151,9 +153,15 @@ case $verb in
   check)
     for program in "${programs[@]}"; do command -v "$program" >/dev/null || exit 1; done
     ;;
+  install)
+    [[ $(id -u) == 0 ]] || die "install as root: apt-get install --no-install-recommends ${packages[*]}"
+    echo "ceph_gateway: installing ${packages[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    ;;
   start | down | up | stop)
     [[ $dir == /* ]] || die "name a directory by its absolute path"
     "$verb"
     ;;
-  *) die "check, start DIR [PID], down DIR, up DIR or stop DIR" ;;
+  *) die "check, install, start DIR [PID], down DIR, up DIR or stop DIR" ;;
 esac
