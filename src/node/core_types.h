@@ -201,8 +201,9 @@ struct CoreConfig {
   uint64_t extent_bytes = 64u << 20;
   uint32_t extents_max = 16;
   uint32_t retain = 2;  // Complete steps kept per namespace.
-  uint64_t retain_every = 0;  // And those that are a multiple of it, until a save needs their memory; 0: none.
-  Nanos retain_for = 0;       // And those that became complete so long before the newest at most, likewise; 0: none.
+  uint64_t retain_every = 0;  // And those that are a multiple of it; 0: none.
+  Nanos retain_for = 0;       // And those that became complete less than so long before the newest; 0: none.
+  uint32_t retain_max = 2;    // So many in all, at most; not less than retain.
   Nanos lease_ns = 60 * kNanosPerSecond;
   Nanos pin_ns = 600 * kNanosPerSecond;
   Nanos handshake_ns = 5 * kNanosPerSecond;

@@ -228,20 +228,30 @@ bool NodeCore::Impl::IsInTrouble(const Drain& drain, Nanos now) const {
   return drain.failures > 0 || (sent && now >= drain.progressed_at + kStalled);
 }
 
+// The memory of this attempt is, or would be, something that the session can have: its own, or that of the dead (I-10).
+bool NodeCore::Impl::MemoryHelps(const Id128& attempt, const SessionKey& session) const {
+  for (auto it = sealed_.lower_bound({attempt, 0}); it != sealed_.end() && it->first.first == attempt; ++it) {
+    const Id128& owner = pool_.FindSlot(it->second.slot)->entry.session.session;
+    if (owner == session.session || !IsAlive(owner)) return true;
+  }
+  return false;
+}
+
 // A save that finds no memory because steps wait for a store that does not take them: the save goes first (I-22). While the store takes them, the
 // step on its way there does (F70), which lasts a bounded time. Of a shard that is being sent every block is compared before it goes, so its memory may
 // be used for something else meanwhile.
 bool NodeCore::Impl::DrainGivesWay(const SessionKey& session) {
-  for (const auto& [id, drain] : drains_) {
+  for (const auto& [waiting, drain] : drains_) {
     if (drain.ns.uid != session.uid || !IsInTrouble(drain, now_) || SP_PLANTED(save_waits_for_store)) continue;
-    std::set<Id128> pinned = PinnedAttempts(drain.ns);
-    pinned.erase(id);
-    const auto retirable = catalog_.Retirable(drain.ns, config_.retain, pinned);
-    const auto goes = [&, &id = id](const Attempt* a) { return a->key.AttemptId() == id; };
+    const NamespaceKey ns = drain.ns;  // Copies: the entry goes.
+    const Id128 id = waiting;
+    const auto retirable = catalog_.Retirable(ns, config_.retain, AttemptsBeingRead(ns));
+    const auto goes = [&](const Attempt* a) { return a->key.AttemptId() == id; };
     if (!MemoryHelps(id, session) || std::ranges::none_of(retirable, goes)) continue;
     GiveUpDrain(id, "memory was needed for a newer step, and the store was in trouble: " +
                         (drain.last.ok() ? "nothing has arrived there for " + std::to_string((now_ - drain.progressed_at) / kNanosPerSecond) + " s"
                                          : drain.last.message()));
+    Retire(ns, id);  // Also where retain_every or retain_for would spare it.
     return true;
   }
   return false;

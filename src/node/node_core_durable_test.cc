@@ -549,5 +549,20 @@ TEST_F(Durable, OnlyTheNewestOfWhatMemoryLetGoOfAreListed) {
   EXPECT_EQ(H::Body<WaitReply>(h.Wait(w.client, first, 0, Level::kDurable)).level, Level::kDurable);
 }
 
+// I-14, of what is listed: a launch that was rolled back goes on from a step that is older than those it left behind.
+TEST_F(Durable, AfterARollbackWhatItGoesOnFromIsNotForgottenBeforeWhatItLeftBehind) {
+  std::map<uint64_t, Id128> attempts;
+  for (uint64_t step = 1; step <= 25; ++step) attempts[step] = SaveDurable(step);
+  const H::Writer back = h.Open(h.Connect(2), 2, 1, 0, ParentMode::kAttempt, attempts.at(12));
+  for (uint64_t step = 13; step <= 20; ++step) SaveDurable(h, back, step);
+  std::set<Id128> listed;
+  for (const AttemptInfo& i : h.List(back.client)) {
+    if (i.state == AttemptState::kComplete) listed.insert(i.attempt);
+  }
+  EXPECT_EQ(listed.size(), 18u);
+  for (uint64_t step = 8; step <= 12; ++step) EXPECT_TRUE(listed.contains(attempts.at(step))) << step;
+  EXPECT_FALSE(listed.contains(attempts.at(14)));
+}
+
 }  // namespace
 }  // namespace sp

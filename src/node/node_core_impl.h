@@ -218,9 +218,8 @@ class NodeCore::Impl {
   // --- what memory lets go of (node_core_retire.cc)
   void RetireOld(const NamespaceKey& ns);
   void Retire(const NamespaceKey& ns, const Id128& attempt);
-  bool IsSpared(const NamespaceKey& ns, const Attempt& attempt) const;
-  bool SparedGivesWay(const SessionKey& session);  // To a save. True: memory has become free.
-  bool MemoryHelps(const Id128& attempt, const SessionKey& session) const;
+  std::set<Id128> Spared(const NamespaceKey& ns) const;
+  uint32_t MostRetained() const { return config_.retain_every > 0 || config_.retain_for > 0 ? std::max(config_.retain, config_.retain_max) : config_.retain; }
   void Evict(const NamespaceKey& ns, const Attempt& attempt);
   bool HasMemory(const Id128& attempt) const;  // This node has a shard of it, in whatever condition.
 
@@ -233,6 +232,7 @@ class NodeCore::Impl {
   void GiveUpDrain(Id128 attempt, const std::string& why);  // By value: callers name it by its entry, which goes.
   bool IsInTrouble(const Drain& drain, Nanos now) const;
   bool DrainGivesWay(const SessionKey& session);  // To a save, where the store is in trouble. True: memory has become free.
+  bool MemoryHelps(const Id128& attempt, const SessionKey& session) const;
   bool IsMine(const NamespaceKey& ns) const;        // Memory knows more of it than the store.
   bool NeedsListing(const NamespaceKey& ns) const;  // What the store has of it is not known, or not any more.
   Status AnswerLater(ConnectionId c, const Frame& f, const NamespaceKey& ns);
@@ -249,7 +249,8 @@ class NodeCore::Impl {
   Result<const Attempt*> Choose(const NamespaceKey& ns, const OpenReadRequest& r) const;
   Status NothingComplete(const NamespaceKey& ns) const;  // NotFound, Lost or Unavailable.
   void DropPin(uint64_t pin);
-  std::set<Id128> PinnedAttempts(const NamespaceKey& ns) const;
+  std::set<Id128> AttemptsBeingRead(const NamespaceKey& ns) const;
+  std::set<Id128> PinnedAttempts(const NamespaceKey& ns) const;  // Those, and what is on its way to the store.
   Result<const Pin*> FindPin(ConnectionId c, uint64_t pin) const;
 
   // --- output

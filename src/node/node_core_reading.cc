@@ -247,17 +247,22 @@ void NodeCore::Impl::DropPin(uint64_t id) {
   RetireOld(ns);
 }
 
-std::set<Id128> NodeCore::Impl::PinnedAttempts(const NamespaceKey& ns) const {
-  std::set<Id128> pinned;
-  if (SP_PLANTED(pins_ignored)) return pinned;
+std::set<Id128> NodeCore::Impl::AttemptsBeingRead(const NamespaceKey& ns) const {
+  std::set<Id128> read;
+  if (SP_PLANTED(pins_ignored)) return read;
   for (const auto& [id, pin] : pins_) {
-    if (pin.ns == ns) pinned.insert(pin.entry.attempt);
-  }
-  for (const auto& [id, drain] : drains_) {  // F70: not before the store has it.
-    if (drain.ns == ns && !SP_PLANTED(retired_while_draining)) pinned.insert(id);
+    if (pin.ns == ns) read.insert(pin.entry.attempt);
   }
   for (const auto& [key, group] : groups_) {
-    if (std::get<0>(key) == ns) pinned.insert(group.attempt);
+    if (std::get<0>(key) == ns) read.insert(group.attempt);
+  }
+  return read;
+}
+
+std::set<Id128> NodeCore::Impl::PinnedAttempts(const NamespaceKey& ns) const {
+  std::set<Id128> pinned = AttemptsBeingRead(ns);
+  for (const auto& [id, drain] : drains_) {  // F70: not before the store has it.
+    if (drain.ns == ns && !SP_PLANTED(retired_while_draining)) pinned.insert(id);
   }
   return pinned;
 }

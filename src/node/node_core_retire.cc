@@ -1,4 +1,4 @@
-// What memory lets go of: complete steps that newer ones have replaced, by the rules of the settings, and what these spare when a save needs room.
+// What memory lets go of: complete steps that newer ones have replaced, by the rules of the settings.
 #include <algorithm>
 
 #include "base/plant.h"
@@ -14,9 +14,10 @@ constexpr size_t kStoredKept = 16;  // Durable steps of one namespace that are l
 
 void NodeCore::Impl::RetireOld(const NamespaceKey& ns) {
   const uint32_t retain = SP_PLANTED(retire_early) && config_.retain > 1 ? config_.retain - 1 : config_.retain;
+  const std::set<Id128> spared = Spared(ns);
   std::vector<Id128> ids;
   for (const Attempt* a : catalog_.Retirable(ns, retain, PinnedAttempts(ns))) {
-    if (!IsSpared(ns, *a)) ids.push_back(a->key.AttemptId());
+    if (const Id128 id = a->key.AttemptId(); !spared.contains(id)) ids.push_back(id);
   }
   for (const Id128& id : ids) Retire(ns, id);
   if (auto times = complete_at_.find(ns); times != complete_at_.end()) {
@@ -29,6 +30,7 @@ void NodeCore::Impl::RetireOld(const NamespaceKey& ns) {
 
 void NodeCore::Impl::Retire(const NamespaceKey& ns, const Id128& id) {
   const Attempt* attempt = catalog_.FindAttempt(ns, id);
+  if (!attempt || attempt->tombstone) return;  // Forgotten meanwhile, to make room for one that went before it.
   if (attempt->durable) {
     if (HasMemory(id)) Evict(ns, *attempt);
     return;
@@ -45,41 +47,25 @@ void NodeCore::Impl::Retire(const NamespaceKey& ns, const Id128& id) {
   AnswerWaiters(ns, id);
 }
 
-// Beyond the newest `retain` steps, and kept all the same while there is memory.
-bool NodeCore::Impl::IsSpared(const NamespaceKey& ns, const Attempt& attempt) const {
-  if (catalog_.StateOf(attempt) != AttemptState::kComplete) return false;
-  if (config_.retain_every > 0 && attempt.key.step % config_.retain_every == 0) return true;
-  const auto times = complete_at_.find(ns);
+// Older than the newest `retain` of the lineage, and kept all the same: by retain_every and retain_for, and retain_max steps in all. So a pool that holds
+// retain_max steps and the one that is being written never lacks room for them.
+std::set<Id128> NodeCore::Impl::Spared(const NamespaceKey& ns) const {
+  std::set<Id128> spared;
+  if (config_.retain_every == 0 && config_.retain_for == 0) return spared;
   const std::vector<const Attempt*> lineage = catalog_.Lineage(ns, Level::kMemory);
-  if (times == complete_at_.end() || lineage.empty()) return false;
-  // Before the newest, and not before now: a job that stands still loses nothing.
-  const auto newest = times->second.find(lineage.front()->key.AttemptId()), own = times->second.find(attempt.key.AttemptId());
-  return newest != times->second.end() && own != times->second.end() && newest->second - own->second <= config_.retain_for;
-}
-
-// The memory of this attempt is, or would be, something that the session can have: its own, or that of the dead (I-10).
-bool NodeCore::Impl::MemoryHelps(const Id128& attempt, const SessionKey& session) const {
-  for (auto it = sealed_.lower_bound({attempt, 0}); it != sealed_.end() && it->first.first == attempt; ++it) {
-    const Id128& owner = pool_.FindSlot(it->second.slot)->entry.session.session;
-    if (owner == session.session || !IsAlive(owner)) return true;
+  const auto times = complete_at_.find(ns);
+  const auto age = [&](const Attempt* a) -> std::optional<Nanos> {  // Before the newest, and not before now: a job that stands still loses nothing.
+    if (times == complete_at_.end()) return std::nullopt;
+    const auto newest = times->second.find(lineage.front()->key.AttemptId()), own = times->second.find(a->key.AttemptId());
+    if (newest == times->second.end() || own == times->second.end()) return std::nullopt;
+    return newest->second - own->second;
+  };
+  for (size_t i = config_.retain; i < lineage.size() && config_.retain + spared.size() < config_.retain_max; ++i) {
+    if (!HasMemory(lineage[i]->key.AttemptId())) continue;
+    const bool by_number = config_.retain_every > 0 && lineage[i]->key.step % config_.retain_every == 0;
+    if (by_number || age(lineage[i]).value_or(config_.retain_for) < config_.retain_for) spared.insert(lineage[i]->key.AttemptId());
   }
-  return false;
-}
-
-// Of what retain_every and retain_for keep, the oldest of a namespace.
-bool NodeCore::Impl::SparedGivesWay(const SessionKey& session) {
-  if (config_.retain_every == 0 && config_.retain_for == 0) return false;
-  for (const NamespaceKey& ns : catalog_.Namespaces()) {
-    if (ns.uid != session.uid) continue;
-    const std::vector<const Attempt*> retirable = catalog_.Retirable(ns, config_.retain, PinnedAttempts(ns));
-    const std::vector<const Attempt*> all = catalog_.Attempts(ns);  // Newest first.
-    const auto goes = [&](const Attempt* a) { return std::ranges::find(retirable, a) != retirable.end() && MemoryHelps(a->key.AttemptId(), session); };
-    const auto oldest = std::find_if(all.rbegin(), all.rend(), goes);
-    if (oldest == all.rend()) continue;
-    Retire(ns, (*oldest)->key.AttemptId());
-    return true;
-  }
-  return false;
+  return spared;
 }
 
 bool NodeCore::Impl::HasMemory(const Id128& attempt) const {
@@ -102,6 +88,11 @@ void NodeCore::Impl::Evict(const NamespaceKey& ns, const Attempt& attempt) {
     const bool pinned = a->operator_pin || in_use.contains(a->key.AttemptId());
     if (a->durable && !a->tombstone && !pinned && !HasMemory(a->key.AttemptId())) stored.push_back(a->key.AttemptId());
   }
+  // First what a restore may begin from: a launch that was rolled back goes on from a step that is older than what it left behind.
+  const std::vector<const Attempt*> lineage = catalog_.Lineage(ns, Level::kDurable);
+  std::ranges::stable_partition(stored, [&](const Id128& step) {
+    return std::ranges::any_of(lineage, [&](const Attempt* a) { return a->key.AttemptId() == step; });
+  });
   for (size_t i = kStoredKept; i < stored.size(); ++i) {
     Commit(ledger::Tombstone{ns.uid, ns.ns, stored[i], ledger::TombstoneWhy::kRetired, "forgotten here; the store still has it"});
   }

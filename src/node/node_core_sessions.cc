@@ -114,7 +114,7 @@ Status NodeCore::Impl::Hello(ConnectionId c, const Frame& f) {
   reply.extent_bytes = config_.extent_bytes;
   reply.pool_bytes_max = config_.extent_bytes * config_.extents_max;
   reply.lease_ns = static_cast<uint64_t>(config_.lease_ns);
-  reply.retain = config_.retain;
+  reply.retain = MostRetained();
   reply.daemon_pid = config_.daemon_pid;
   reply.is_private = config_.is_private;
   reply.daemon_version = config_.version;

@@ -58,7 +58,7 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
   j["incarnation"] = config_.incarnation;
   j["pid"] = config_.daemon_pid;
   j["private"] = config_.is_private;
-  j["retain"] = config_.retain;
+  j["retain"] = MostRetained();
   j["pool"] = {{"extent_bytes", e},          {"bytes_max", e * config_.extents_max}, {"bytes", e * t.extents},     {"creating", e * t.creating},
                {"free", e * t.free},         {"pending", e * t.pending},             {"idle", e * t.idle},         {"leased", e * t.leased},
                {"sealed", e * t.sealed},     {"zombie", e * t.zombie}};

@@ -203,7 +203,7 @@ Status NodeCore::Impl::Reserve(ConnectionId c, const Frame& f) {
   build.deadline = Until(now_, r.timeout_ns);
   build.reserve = r;
   Status status = StartBuild(extents, build);
-  while (status.code() == StatusCode::kNoSpace && (SparedGivesWay(session) || DrainGivesWay(session))) {
+  while (status.code() == StatusCode::kNoSpace && DrainGivesWay(session)) {
     // Memory of this process's own retired steps is an idle slot now; anything else is free.
     if (auto slot = IdleSlotFor(session, extents)) {
       GrantLease(c, f.request_id, session, r, *slot, {});

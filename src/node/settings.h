@@ -27,8 +27,9 @@ struct Settings {
   LockMemory lock_memory = LockMemory::kBestEffort;
 
   uint32_t retain = 2;  // Complete steps kept per namespace.
-  uint64_t retain_every = 0;  // And those that are a multiple of it, while there is memory; 0: none.
-  Nanos retain_for = 0;       // And those that were complete so long before the newest at most, while there is memory.
+  uint64_t retain_every = 0;  // And those that are a multiple of it; 0: none.
+  Nanos retain_for = 0;       // And those that became complete less than so long before the newest; 0: none.
+  uint32_t retain_max = 0;    // So many in all, at most. 0 until ApplyDefaults.
   Nanos lease = 60 * kNanosPerSecond;
   Nanos pin = 600 * kNanosPerSecond;
   Nanos handshake = 5 * kNanosPerSecond;

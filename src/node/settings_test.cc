@@ -73,6 +73,7 @@ TEST(Settings, I36_BadValuesAreNamedWithSourceAndRange) {
       {"--pool-prefault=63GiB", "pool_prefault", "more than pool"},
       {"--retain=0", "retain", "out of range"},
       {"--retain=1001", "retain", "out of range"},
+      {"--retain-max=1", "retain_max", "is less than retain (2)"},
       {"--retain=two", "retain", "not a whole number"},
       {"--lease=60", "lease", "not a duration"},
       {"--lease=0s", "lease", "out of range"},

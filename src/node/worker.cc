@@ -101,6 +101,7 @@ Status Worker::Start() {
   config.retain = settings_.retain;
   config.retain_every = settings_.retain_every;
   config.retain_for = settings_.retain_for;
+  config.retain_max = settings_.retain_max;
   config.lease_ns = settings_.lease;
   config.pin_ns = settings_.pin;
   config.handshake_ns = settings_.handshake;

@@ -17,6 +17,7 @@ CoreConfig MakeCoreConfig(const WorldConfig& config) {
   c.retain = config.retain;
   c.retain_every = config.retain_every;
   c.retain_for = config.retain_for_s * kNanosPerSecond;
+  c.retain_max = config.retain + config.spared_max;
   if (config.store) c.store = "sim://store";
   c.durable_every = config.durable_every;
   c.durable_interval = config.durable_interval_s * kNanosPerSecond;
@@ -62,6 +63,7 @@ WorldConfig MakeConfig(uint64_t seed) {
   if (c.store && random.Percent(33)) c.durable_keeps = 1 + static_cast<uint32_t>(random.Below(3));
   if (random.Percent(25)) c.retain_every = 20;
   if (random.Percent(25)) c.retain_for_s = 5 + static_cast<uint32_t>(random.Below(60));
+  c.spared_max = static_cast<uint32_t>(random.Below(3));
   return c;
 }
 
@@ -381,6 +383,14 @@ void World::OnRestarted(bool keeper_lost) {
     // step yet.
     if (node_.stopping()) model_.ForgetUnmarked(node_.config().markers);
     seal_replies_.clear();
+    // Ids of leases and pins begin again, and the client library repeats what names one only to the boot that gave it.
+    for (Process& p : processes_) {
+      std::erase_if(p.sent, [&](const auto& sent) {
+        const MessageType type = sent.second.type;
+        const bool awaited = p.awaiting && p.awaiting->request_id == sent.first;
+        return !awaited && (type == MessageType::kAbort || type == MessageType::kRenew || type == MessageType::kSeal || type == MessageType::kUnpin);
+      });
+    }
     store_.DropLate();  // Nothing of the node is left, on no wire either.
   }
   model_.WorkerRestarted(node_.now(), node_.config().pin_ns);

@@ -58,7 +58,7 @@ struct WorldConfig {
   bool store = false, store_verifies = false;
   uint32_t durable_every = 0, durable_interval_s = 0, drains_max = 2;
   uint32_t durable_keeps = 0;  // 0: nothing is deleted.
-  uint32_t retain_every = 0, retain_for_s = 0;  // 0: no such rule.
+  uint32_t retain_every = 0, retain_for_s = 0, spared_max = 0;  // 0: no such rule.
 };
 WorldConfig MakeConfig(uint64_t seed);
 Id128 MakeId(uint64_t a, uint64_t b);
