@@ -23,6 +23,7 @@ from safepoint._plan import SavePlan, make_plan, prepare
 from safepoint._save import Save
 from safepoint._shard import VERSION
 from safepoint._state import Flat
+from safepoint._urls import shown
 from safepoint._walk import Addresses, walk
 from safepoint.errors import Closed, InvalidArgument, NoSpace, NotFound, SafepointError, Unavailable
 
@@ -90,6 +91,11 @@ class Engine:
                 raise InvalidArgument(f"optimizers must be torch optimizers, not {type(optimizer).__name__}")
         if not isinstance(namespace, str):
             raise InvalidArgument(f"namespace must be a text, not {type(namespace).__name__}")
+        if "://" in namespace:
+            raise InvalidArgument(
+                f"{shown(namespace)} is a URL, not a namespace: name the job here; the URL of a durable tier is the "
+                "daemon's setting store"
+            )
         self.namespace = namespace
         self.allow_pickle = allow_pickle
         self._given = given

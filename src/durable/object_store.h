@@ -97,7 +97,8 @@ class ObjectStore {
 
   // A new object from memory, in parallel parts where the store has them. Sends the checksums of `source` with the bytes where the store verifies
   // them: memory that no longer matches its seal is kCorrupt. An object of that key which is there already is left as it is, and is kOk if it has
-  // the length of `source`, kCorrupt otherwise. That its bytes are the same is for the caller to find out (VerifyObject, durable/verify.h).
+  // the length of `source` and no other checksum that the store tells, kCorrupt otherwise. That its bytes are the same is for the caller to find out
+  // (VerifyObject, durable/verify.h).
   virtual Status Put(const std::string& key, const PutSource& source, const CallLimits& limits) = 0;
 
   // True: it was made. False: there was one, which is left as it is. One request, never in parts (stores ignore the condition there). After

@@ -77,7 +77,7 @@ struct Retained : testing::Test {
     const std::vector<uint8_t> content(100, static_cast<uint8_t>(number));
     SealRecord record = step.records[0];
     EXPECT_TRUE(PutShard(memory, {true, true}, record, PutSource::OfMemory(content), {}).has_value());
-    EXPECT_TRUE(PutManifest(memory, step, {}).ok());
+    EXPECT_TRUE(PutManifest(memory, StoreAbilities{true, true}, step, {}).ok());
     return {"run-3", number, record.attempt};
   }
   static StoredStep Make(uint64_t number, uint64_t generation, uint32_t uid) {
@@ -187,13 +187,13 @@ TEST_F(Retained, I23_NoManifestIsMadeForWhatHasGone) {
   for (const std::string file : {"rank-0.safetensors", "rank-0.crc32c"}) {
     ASSERT_TRUE(put());
     SP_ASSERT_OK(memory.Delete(name.Prefix() + file, {}));
-    SP_EXPECT_CODE(kIncomplete, PutManifest(store, step, {}));
+    SP_EXPECT_CODE(kIncomplete, PutManifest(store, StoreAbilities{true, true}, step, {}));
   }
   ASSERT_TRUE(put());
   ASSERT_TRUE(memory.Create(name.Prefix() + "deleting.json", AsBytes("{}"), {}).value());
-  SP_EXPECT_CODE(kIncomplete, PutManifest(store, step, {}));
+  SP_EXPECT_CODE(kIncomplete, PutManifest(store, StoreAbilities{true, true}, step, {}));
   SP_ASSERT_OK(memory.Delete(name.Prefix() + "deleting.json", {}));
-  SP_ASSERT_OK(PutManifest(store, step, {}));
+  SP_ASSERT_OK(PutManifest(store, StoreAbilities{true, true}, step, {}));
 }
 
 TEST_F(Retained, F61_ADeletionThatWasCutShortAnywhereIsFoundAndFinished) {

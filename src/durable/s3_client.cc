@@ -39,9 +39,9 @@ class S3Client::Batch {
   Status Run() {
     while (true) {
       Check();
-      StartWhatMay();
-      if (calls_.empty()) return status_;
-      WaitForNews();
+      const bool more = StartWhatMay();
+      if (calls_.empty() && !more) return status_;
+      if (!more) WaitForNews();
       CollectFinished();
     }
   }
@@ -87,23 +87,24 @@ class S3Client::Batch {
     return call.state;
   }
 
-  void StartWhatMay() {
-    if (!status_.ok()) return;
+  // Those that are to be repeated, and one that is new: `make_` may take its time. True: another one could be started.
+  bool StartWhatMay() {
+    if (!status_.ok()) return false;
     const Nanos now = impl_.clock.Now();
     for (Call& call : calls_) {
       if (StateOf(call) == State::kPause && call.again_at <= now) Start(call);
     }
-    while (next_ < count_ && calls_.size() < impl_.options.connections_max) {
-      auto request = make_(next_);
-      if (!request) {
-        status_ = request.error();
-        return;
-      }
-      Call& call = calls_.emplace_back();
-      call.index = next_++;
-      call.request = std::move(*request);
-      Start(call);  // It is on its way while the next one is made, for which a part may have to be read.
+    if (next_ == count_ || calls_.size() >= impl_.options.connections_max) return false;
+    auto request = make_(next_);
+    if (!request) {
+      status_ = request.error();
+      return false;
     }
+    Call& call = calls_.emplace_back();
+    call.index = next_++;
+    call.request = std::move(*request);
+    Start(call);
+    return next_ < count_ && calls_.size() < impl_.options.connections_max;
   }
 
   void Start(Call& call) {

@@ -27,6 +27,9 @@ bool IsAuthFailure(int failure) {
 
 bool IsSkewed(const std::string& code) { return code == "RequestTimeTooSkewed"; }
 
+// A reply to HEAD has no document, so an expired token is a 400 like any other.
+bool IsUnexplained(const S3Reply& reply) { return reply.failure == 0 && reply.http_status == 400 && reply.body.empty(); }
+
 bool IsExpired(const std::string& code) { return code == "ExpiredToken" || code == "ExpiredTokenException" || code == "TokenRefreshRequired"; }
 
 bool IsElsewhere(const S3Reply& reply, const std::string& code) {
@@ -47,7 +50,8 @@ bool IsFull(const S3Reply& reply, const std::string& code) {
 Status ByHttpStatus(const S3Reply& reply, const std::string& code, const std::string& message) {
   static constexpr auto kBadBytes = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"};
   if (std::ranges::find(kBadBytes, code) != kBadBytes.end()) return {StatusCode::kCorrupt, message + ": the store received other bytes than were sealed"};
-  if (IsFull(reply, code)) return {StatusCode::kNoSpace, message};
+  if (IsFull(reply, code)) return {StatusCode::kNoSpace, message + "; the store is full or its quota used up: delete something (safepoint gc), or raise it"};
+  if (IsUnexplained(reply)) return {StatusCode::kInvalidArgument, message + " without a reason; expired credentials can be one"};
   if (reply.http_status == 501) return {StatusCode::kInvalidArgument, message + ": the store cannot do that"};
   if (IsThrottling(reply, code) || reply.http_status >= 500) return {StatusCode::kUnavailable, message};
   if (code == "AccessDenied") return {StatusCode::kDenied, message + "; check the credentials and what their policy allows"};
@@ -58,7 +62,7 @@ Status ByHttpStatus(const S3Reply& reply, const std::string& code, const std::st
     case 404: return {StatusCode::kNotFound, message};
     case 408: return {StatusCode::kUnavailable, message};
     case 416: return {StatusCode::kCorrupt, message + ": the object is shorter"};
-    default: return {StatusCode::kInvalidArgument, message};
+    default: return {StatusCode::kInvalidArgument, message + "; check region, endpoint, path_style and checksums of the store's URL"};
   }
 }
 
@@ -79,7 +83,7 @@ bool S3MayBeDone(const S3Reply& reply) {
   return reply.failure != 0 || reply.http_status >= 500 || reply.http_status < 300;
 }
 
-bool S3WantsNewCredentials(const S3Reply& reply) { return reply.failed() && IsExpired(S3ErrorCode(reply)); }
+bool S3WantsNewCredentials(const S3Reply& reply) { return reply.failed() && (IsExpired(S3ErrorCode(reply)) || IsUnexplained(reply)); }
 
 Status S3Failure(const S3Reply& reply, const std::string& what, const S3Options& options) {
   if (!reply.source.ok()) return WithContext(what, reply.source);
@@ -111,7 +115,7 @@ Status S3Failure(const S3Reply& reply, const std::string& what, const S3Options&
     return {StatusCode::kUnavailable, message + "; if the certificate is not signed by an authority that the system trusts, name it with ca_file"};
   }
   if (reply.failure == AWS_ERROR_INVALID_ARGUMENT) return {StatusCode::kInternal, message};
-  if (reply.failure != 0) return {StatusCode::kUnavailable, message};
+  if (reply.failure != 0) return {StatusCode::kUnavailable, message + (reply.sent ? "" : "; check the endpoint of the store's URL, and that it is reachable from here")};
   return ByHttpStatus(reply, code, message);
 }
 

@@ -537,6 +537,59 @@ TEST_F(S3Lies, AFullStoreIsNoSpace) {
   SP_EXPECT_CODE(kNoSpace, store().Put("small", PutSource::OfMemory(small_), {}));
 }
 
+// A probe is repeated for as long as there is trouble, so none may leave something.
+TEST_F(S3Lies, AProbeThatFailsLeavesNothing) {
+  LieTimes(kForEver, [](const FakeRequest& request) { return request.Is("GET") && !request.key.empty(); }, FakeError(403, "AccessDenied"));
+  SP_EXPECT_CODE(kDenied, store().Probe({}));
+  EXPECT_EQ(store().List("", "", {}).value().objects.size(), 0u);
+  LieTimes(kForEver, [puts = 0](const FakeRequest& request) mutable { return request.Is("PUT") && ++puts > 1; }, FakeError(403, "AccessDenied"));
+  SP_EXPECT_CODE(kDenied, store().Probe({}));
+  EXPECT_EQ(store().List("", "", {}).value().objects.size(), 0u);
+}
+
+// F69: who loses the race is told whether the winner's is the same.
+TEST_F(S3Lies, F69AnotherObjectOfTheSameLengthIsNotTakenForThisOne) {
+  std::string other = LargeText();
+  other[5] ^= 1;
+  SetLie([this, other](const FakeRequest& request) -> std::optional<FakeReply> {
+    if (IsComplete(request)) server().SetObject("base/large", other);
+    return std::nullopt;
+  });
+  SP_EXPECT_CODE(kCorrupt, PutLarge());
+  EXPECT_TRUE(server().Object("base/large") == other);
+}
+
+// A reply to HEAD has no document that could tell why.
+TEST_F(S3Lies, F63AHeadWithoutAReasonAsksForNewCredentials) {
+  LieTimes(1, Always, {.status = 400});
+  place_.options.credentials.reset();
+  ASSERT_EQ(::setenv("AWS_ACCESS_KEY_ID", kAccessKey, 1) | ::setenv("AWS_SECRET_ACCESS_KEY", kSecret, 1), 0);
+  place_.Open();
+  SP_EXPECT_CODE(kNotFound, store().Head("small", {}));
+  EXPECT_EQ(server().requests(), 2u);
+  LieTimes(kForEver, Always, {.status = 400});
+  const auto head = store().Head("small", {});
+  SP_EXPECT_CODE(kInvalidArgument, head);
+  EXPECT_NE(head.error().message().find("expired credentials can be one"), std::string::npos) << head.error().message();
+  ::unsetenv("AWS_ACCESS_KEY_ID");
+  ::unsetenv("AWS_SECRET_ACCESS_KEY");
+}
+
+// F70: what waits for its turn does not keep what has arrived from being seen.
+TEST_F(S3Lies, ProgressIsToldWhileThePaceHoldsBack) {
+  const std::vector<uint8_t> content = conformance::Bytes(8 * place_.options.part_bytes);
+  uint64_t arrived = 0;
+  std::vector<uint64_t> arrived_before;  // Each part's turn.
+  PutSource source = PutSource::OfMemory(content);
+  source.pace = [&](uint64_t) {
+    while (server().Count("PUT", "partNumber") < arrived_before.size()) std::this_thread::yield();  // A slow pace: the store has all but this one.
+    arrived_before.push_back(arrived);
+  };
+  SP_ASSERT_OK(store().Put("large", source, {.progress = [&](uint64_t bytes) { arrived += bytes; }}));
+  ASSERT_EQ(arrived_before.size(), 8u);
+  EXPECT_GT(arrived_before.back(), 0u);
+}
+
 TEST(S3Probe, FindsOutWhatTheStoreIgnores) {
   for (const bool conditions : {false, true}) {
     for (const bool checksums : {false, true}) {

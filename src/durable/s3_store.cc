@@ -46,8 +46,8 @@ class S3StoreImpl final : public ObjectStore {
   // One PutObject that fails where there is an object.
   enum class Outcome { kMade, kExists, kPerhapsMade };  // The last: there is one, and the reply to an earlier attempt was lost.
   Result<Outcome> PutNew(const std::string& key, const S3Body& content, uint32_t crc, const std::string& what, const CallLimits& limits);
-  // There is an object of this key: kOk if it has this length.
-  Status CompareLength(const std::string& key, uint64_t size, const std::string& what, const CallLimits& limits);
+  // There is an object of this key: kOk if it has this length, and this checksum as far as the store tells one.
+  Status Compare(const std::string& key, const PutSource& source, const std::string& what, const CallLimits& limits);
   Result<bool> RefusesWrongChecksum(const std::string& key, const CallLimits& limits);
 
   const std::unique_ptr<S3Client> client_;
@@ -61,12 +61,20 @@ Result<StoreAbilities> S3StoreImpl::Probe(const CallLimits& limits) {
   const std::string first = "safepoint probe, first", second = "safepoint probe, second";
   SP_ASSIGN_OR_RETURN(const bool made, Create(key, AsBytes(first), limits));
   if (!made) return Error(StatusCode::kUnavailable, What("probe", key) + ": the store says that this new key is taken");
-  SP_ASSIGN_OR_RETURN(const bool made_again, Create(key, AsBytes(second), limits));
+  const Result<bool> again = Create(key, AsBytes(second), limits);
+  if (!again) {
+    (void)Delete(key, limits);  // The error that is told is the first one.
+    return std::unexpected(again.error());
+  }
+  const bool made_again = *again;
   std::string found(first.size(), '\0');
-  SP_RETURN_IF_ERROR(ReadRange(key, 0, {reinterpret_cast<uint8_t*>(found.data()), found.size()}, limits));
+  const Status read = ReadRange(key, 0, {reinterpret_cast<uint8_t*>(found.data()), found.size()}, limits);
   abilities.conditional_create = !made_again && found == first;
-  SP_ASSIGN_OR_RETURN(abilities.verifies_checksums, RefusesWrongChecksum(other, limits));
-  SP_RETURN_IF_ERROR(Delete(key, limits));
+  const Result<bool> refuses = read.ok() ? RefusesWrongChecksum(other, limits) : Result<bool>(std::unexpected(read));
+  const Status deleted = Delete(key, limits);  // Also where the probe has failed: it is repeated, and would leave one each time.
+  if (!refuses) return std::unexpected(refuses.error());
+  if (!deleted.ok()) return std::unexpected(deleted);
+  abilities.verifies_checksums = *refuses;
   return abilities;
 }
 
@@ -89,7 +97,7 @@ Status S3StoreImpl::Put(const std::string& key, const PutSource& source, const C
   if (size <= options().part_bytes) {
     if (source.pace) source.pace(size);
     SP_ASSIGN_OR_RETURN(const Outcome outcome, PutNew(key, S3Body(source, 0, size), CrcOfRange(source.block_crcs, size, 0, size), what, limits));
-    if (outcome != Outcome::kMade) return CompareLength(key, size, what, limits);
+    if (outcome != Outcome::kMade) return Compare(key, source, what, limits);
     if (limits.progress) limits.progress(size);
     return {};
   }
@@ -97,7 +105,7 @@ Status S3StoreImpl::Put(const std::string& key, const PutSource& source, const C
   bool exists = present.has_value();
   if (!exists && present.error().code() != StatusCode::kNotFound) return present.error();
   if (!exists) SP_RETURN_IF_ERROR(S3Upload(*client_, clock_, FullKey(key), what).Run(source, limits, &exists));
-  return exists ? CompareLength(key, size, what, limits) : Status();
+  return exists ? Compare(key, source, what, limits) : Status();
 }
 
 Result<S3StoreImpl::Outcome> S3StoreImpl::PutNew(const std::string& key, const S3Body& content, uint32_t crc, const std::string& what, const CallLimits& limits) {
@@ -109,8 +117,12 @@ Result<S3StoreImpl::Outcome> S3StoreImpl::PutNew(const std::string& key, const S
   return std::unexpected(S3Failure(reply, what, options()));
 }
 
-Status S3StoreImpl::CompareLength(const std::string& key, uint64_t size, const std::string& what, const CallLimits& limits) {
+Status S3StoreImpl::Compare(const std::string& key, const PutSource& source, const std::string& what, const CallLimits& limits) {
+  const uint64_t size = source.size_bytes;
   SP_ASSIGN_OR_RETURN(const ObjectInfo info, S3Head(*client_, FullKey(key), what, limits));
+  if (info.size_bytes == size && info.crc32c && *info.crc32c != CrcOfRange(source.block_crcs, size, 0, size)) {
+    return {StatusCode::kCorrupt, what + ": there is another object of this length, with another checksum"};
+  }
   if (info.size_bytes == size) return {};
   return {StatusCode::kCorrupt, what + ": there is another object of " + std::to_string(info.size_bytes) + " bytes instead of " + std::to_string(size)};
 }

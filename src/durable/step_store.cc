@@ -20,14 +20,25 @@ constexpr uint64_t kDocumentMax = uint64_t{256} << 20;  // A manifest of 65,536 
 
 ByteSpan AsBytesOf(const std::vector<uint32_t>& list) { return {reinterpret_cast<const uint8_t*>(list.data()), 4 * list.size()}; }
 
-// Made, or there already with the same bytes.
-Status CreateSame(ObjectStore& store, const std::string& key, ByteSpan content, const CallLimits& limits) {
+// Made, or there already with the same bytes. Read back where nobody else has compared them (I-23).
+Status CreateSame(ObjectStore& store, const StoreAbilities& abilities, const std::string& key, ByteSpan content, const CallLimits& limits) {
   SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, content, limits));
-  if (made) return {};
+  if (made && (abilities.verifies_checksums || SP_PLANTED(never_read_back))) return {};
   const Result<std::string> there = ReadObject(store, key, content.size(), limits);
   if (!there && there.error().code() != StatusCode::kLimit) return there.error();
   if (there && *there == AsText(content)) return {};
-  return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + " is there already and differs; it is left as it is");
+  return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + (made ? " does not hold what was written there" : " is there already and differs") +
+                                          "; it is left as it is");
+}
+
+// The first writer's: a daemon that repeats this after a restart may know more of the lineage by then, but nothing else.
+Status CreateLineage(ObjectStore& store, const StoreAbilities& abilities, const StoredStep& step, const CallLimits& limits) {
+  const std::string key = LineageObjectKey(step.records.front().key);
+  SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, AsBytes(MakeLineage(step.lineage)), limits));
+  if (made && (abilities.verifies_checksums || SP_PLANTED(never_read_back))) return {};
+  SP_ASSIGN_OR_RETURN(const std::string there, ReadObject(store, key, kDocumentMax, limits));
+  const auto lineage = ParseLineage(there);
+  return lineage ? Status() : Status(StatusCode::kCorrupt, ObjectUrl(store, key) + ": " + lineage.error().message());
 }
 
 // Of a step that is about to get its manifest: all of it is there. A listing may lag behind, so what it lacks is asked for by name.
@@ -79,16 +90,14 @@ Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities
   CallLimits silent = limits;
   silent.progress = nullptr;
   if (read_back) SP_RETURN_IF_ERROR(VerifyObject(store, key, record.length_bytes, crcs, silent));
-  SP_RETURN_IF_ERROR(CreateSame(store, ChecksumsObjectKey(record), AsBytesOf(crcs), silent));
+  SP_RETURN_IF_ERROR(CreateSame(store, abilities, ChecksumsObjectKey(record), AsBytesOf(crcs), silent));
   return read_back ? ConfirmedBy::kReadingBack : ConfirmedBy::kStore;
 }
 
-Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits) {
-  const AttemptKey& key = step.records.front().key;
+Status PutManifest(ObjectStore& store, const StoreAbilities& abilities, const StoredStep& step, const CallLimits& limits) {
   SP_RETURN_IF_ERROR(CheckObjects(store, step, limits));
-  // The first writer's: a daemon that repeats this after a restart may know more of the lineage by then, but nothing else.
-  SP_ASSIGN_OR_RETURN([[maybe_unused]] const bool made, store.Create(LineageObjectKey(key), AsBytes(MakeLineage(step.lineage)), limits));
-  return CreateSame(store, ManifestObjectKey(key), AsBytes(MakeManifest(step.records)), limits);
+  SP_RETURN_IF_ERROR(CreateLineage(store, abilities, step, limits));
+  return CreateSame(store, abilities, ManifestObjectKey(step.records.front().key), AsBytes(MakeManifest(step.records)), limits);
 }
 
 Result<std::vector<FoundStep>> ListSteps(ObjectStore& store, const std::string& ns, const CallLimits& limits) {

@@ -21,7 +21,7 @@ Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities
 
 // To be called when every shard was put: from here on the step is whole. kIncomplete: an object of it has gone since, or is being deleted. kCorrupt: another
 // manifest is there under this attempt's key.
-Status PutManifest(ObjectStore& store, const StoredStep& step, const CallLimits& limits);
+Status PutManifest(ObjectStore& store, const StoreAbilities& abilities, const StoredStep& step, const CallLimits& limits);
 
 struct FoundStep {
   StepName name;

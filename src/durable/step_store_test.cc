@@ -61,7 +61,7 @@ struct Steps : testing::Test {
     for (const SealRecord& record : step.records) {
       SP_ASSIGN_OR_RETURN([[maybe_unused]] const ConfirmedBy by, PutShard(store, abilities, record, PutSource::OfMemory(contents[record.rank]), {}));
     }
-    return PutManifest(store, step, {});
+    return PutManifest(store, abilities, step, {});
   }
   StepName Name() const { return {"run-3", 1200, step.records[0].attempt}; }
   std::shared_ptr<ObjectStore> Shared() { return {&store, [](ObjectStore*) {}}; }
@@ -117,6 +117,19 @@ TEST_F(Steps, F66_FlippedOrCutInTheStoreIsNotConfirmed) {
   }
 }
 
+// I-23: also of the small objects, which a restore needs as much as the shards.
+TEST_F(Steps, F66_FlippedDocumentsAreNotConfirmed) {
+  abilities.verifies_checksums = false;
+  uint64_t number = 1300;
+  for (const char* part : {"crc32c", "lineage", "manifest"}) {
+    step = Make(number++, 0);
+    Fault flip = MakeFault(StoreCall::kCreate, FaultKind::kFlipStored);
+    flip.key_part = part;
+    store.Add(flip);
+    SP_EXPECT_CODE(kCorrupt, PutAll());
+  }
+}
+
 TEST_F(Steps, MemoryThatNoLongerMatchesItsSealIsRefused) {
   contents[0][kBlockBytes + 5] ^= 1;
   SealRecord record = step.records[0];
@@ -153,7 +166,7 @@ TEST_F(Steps, F57_AnyCallMayFailAndTheStepIsWholeInTheEndAndNeverBefore) {
           for (const SealRecord& record : step.records) {
             SP_ASSIGN_OR_RETURN([[maybe_unused]] const ConfirmedBy by, PutShard(faulty, {true, false}, record, PutSource::OfMemory(contents[record.rank]), {}));
           }
-          return PutManifest(faulty, step, {});
+          return PutManifest(faulty, abilities, step, {});
         }();
         struck = struck || !status.ok();
         if (!status.ok() && !ReadStoredStep(fresh, Name(), {})) {
@@ -171,7 +184,7 @@ TEST_F(Steps, F69_TwoDaemonsMayWriteOneStep) {
   SP_ASSERT_OK(PutAll());
   StoredStep other = step;
   other.lineage[0].ever_complete = false;  // What one of them did not know yet.
-  SP_ASSERT_OK(PutManifest(store, other, {}));
+  SP_ASSERT_OK(PutManifest(store, abilities, other, {}));
   EXPECT_EQ(ReadStoredStep(store, Name(), {}).value(), step) << "the first one's lineage stays";
 }
 
@@ -269,7 +282,7 @@ TEST_F(Steps, I6_TheNewestAreThoseOfTheNewestGeneration) {
     SP_ASSERT_OK(PutShard(store, abilities, record, PutSource::OfMemory(content), {}));
     made.records = {record};
     made.lineage = {ledger::Generation{uid, "run-3", generation, {}, 1, false, {}, 0, 0, false, true}};
-    SP_ASSERT_OK(PutManifest(store, made, {}));
+    SP_ASSERT_OK(PutManifest(store, abilities, made, {}));
   };
   for (uint64_t number = 10; number <= 60; number += 10) put(1000, 1, number);
   for (const uint64_t number : {20, 30}) put(1000, 2, number);

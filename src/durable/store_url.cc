@@ -32,11 +32,18 @@ std::string EncodeUrlPath(std::string_view path) {
   return out;
 }
 
+std::string ShownUrl(std::string_view url) {
+  constexpr size_t kShownMax = 200;
+  const size_t scheme = url.find("://");
+  if (scheme != url.npos && url.find_first_of("@?", scheme) != url.npos) return std::string(url.substr(0, std::min(scheme, kShownMax))) + "://...";
+  return std::string(url.substr(0, kShownMax));
+}
+
 std::string FileUrl(std::string_view path) { return std::string(kScheme) + EncodeUrlPath(path); }
 
 Result<std::string> PathOfFileUrl(const std::string& url) {
   const auto refuse = [&](const std::string& why) {
-    return Error(StatusCode::kInvalidArgument, "URL '" + url + "': " + why + "; expected file:///absolute/path");
+    return Error(StatusCode::kInvalidArgument, "URL '" + ShownUrl(url) + "': " + why + "; expected file:///absolute/path");
   };
   if (!url.starts_with(kScheme)) return refuse("not a file URL");
   const std::string_view rest = std::string_view(url).substr(kScheme.size());
@@ -78,7 +85,7 @@ Result<std::string> ResolveStoreUrl(const std::string& url) {
     return S3Url(options);
   }
   return Error(StatusCode::kInvalidArgument,
-               "\"" + url.substr(0, 200) + "\" is no URL of a store: write file:///absolute/path or s3://bucket/prefix");
+               "\"" + ShownUrl(url) + "\" is no URL of a store: write file:///absolute/path or s3://bucket/prefix");
 }
 
 }  // namespace sp

@@ -12,6 +12,9 @@ namespace sp {
 // kInvalidArgument says what is wrong: no scheme that is known, a relative path, a query where there can be none.
 Result<std::string> ResolveStoreUrl(const std::string& url);
 
+// What of a URL that nobody has looked at yet may stand in a message: credentials may have been written into it, where there can be none (I-41).
+std::string ShownUrl(std::string_view url);
+
 // The path of a file URL, without a slash at its end.
 Result<std::string> PathOfFileUrl(const std::string& url);
 // And back.

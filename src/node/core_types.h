@@ -87,6 +87,10 @@ struct StepsDeleted {  // Answer to action::DeleteSteps.
   Status status;                // Not OK: why the others are still there.
   std::vector<StepName> steps;  // That are gone.
 };
+struct StoreSwept {  // What dead writers left in the store was looked for.
+  Status status;
+  uint64_t uploads = 0;  // That were aborted.
+};
 struct ExtentCreated {
   uint32_t extent = 0;
 };
@@ -99,7 +103,7 @@ struct Shutdown {};  // SIGTERM.
 }  // namespace event
 
 using Event = std::variant<event::ShardStored, event::ShardProgress, event::ManifestStored, event::StoreListed, event::RetentionPlanned,
-                           event::StepsDeleted,
+                           event::StepsDeleted, event::StoreSwept,
                            event::Connected, event::Received, event::Disconnected, event::SessionDied, event::SessionUnwatchable, event::SealChecked,
                            event::BlockChecked, event::StructureRead, event::ExtentCreated, event::ExtentFailed, event::Tick, event::Shutdown>;
 

@@ -13,8 +13,11 @@ namespace {
 
 constexpr size_t kWaitingMax = 4096;
 constexpr Nanos kSmallObjects = 60 * kNanosPerSecond;  // A manifest, a probe, one page of a listing.
-// Of one shard: a floor of 4 MB/s, below which nothing useful is going on; and a minute for what does not depend on its size.
-constexpr uint64_t kSlowestBytesPerSecond = 4'000'000;
+// Of all shards together: what is slower, in each direction, is given up and tried again. A connection on which nothing moves is given up long before
+// (s3_library.cc); this only ends what neither moves nor fails.
+constexpr uint64_t kSlowestBytesPerSecond = 1'000'000;
+constexpr Nanos kShardWithinMax = kUnfinishedForSeconds * kNanosPerSecond / 2;  // T_abort (I-24): sweeps leave what is younger alone.
+constexpr Nanos kSweepEvery = 24 * 3600 * kNanosPerSecond;
 // What a node whose memory is new takes over of one namespace: enough to resume from, and little of the ledger.
 constexpr size_t kStepsListed = 16;
 constexpr size_t kRecordsListed = 512;
@@ -57,11 +60,17 @@ class Drainer::Door {
   std::optional<OpenedStore> opened_;
 };
 
-Drainer::Drainer(std::string url, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post)
-    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)), rate_(bytes_per_second),
-      // Half of what is allowed, in case another shard takes the other half.
-      slowest_(bytes_per_second == 0 ? kSlowestBytesPerSecond : std::clamp<uint64_t>(bytes_per_second / 2, 1, kSlowestBytesPerSecond)),
-      rule_(rule) {}
+// How long one of `threads` shards may take that share `bytes_per_second` (0: as much as there is): half of its share, there and back.
+Nanos ShardWithin(uint64_t bytes, uint32_t threads, uint64_t bytes_per_second) {
+  const uint64_t slowest = bytes_per_second == 0 ? kSlowestBytesPerSecond : std::min(bytes_per_second, kSlowestBytesPerSecond);
+  const uint64_t share = std::max<uint64_t>(slowest / threads, 1);
+  const uint64_t seconds = std::min<uint64_t>(4 * (bytes / share), kShardWithinMax / kNanosPerSecond);
+  return kSmallObjects + static_cast<Nanos>(seconds) * kNanosPerSecond;
+}
+
+Drainer::Drainer(std::string url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post)
+    : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)), threads_(threads), bytes_per_second_(bytes_per_second),
+      rate_(bytes_per_second), rule_(rule) {}
 
 Drainer::~Drainer() {
   cancelled_ = true;
@@ -70,7 +79,7 @@ Drainer::~Drainer() {
 
 Result<std::unique_ptr<Drainer>> Drainer::Create(const std::string& url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule,
                                                  const Clock& clock, std::function<void(Event)> post) {
-  std::unique_ptr<Drainer> drainer(new Drainer(url, bytes_per_second, rule, clock, std::move(post)));
+  std::unique_ptr<Drainer> drainer(new Drainer(url, threads, bytes_per_second, rule, clock, std::move(post)));
   // One more for listings and manifests, which are short, so that no large shard holds them up.
   SP_ASSIGN_OR_RETURN(drainer->executor_, Executor::Create(threads + 1, kWaitingMax, true));
   return drainer;
@@ -108,8 +117,7 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
   auto progress = std::make_shared<std::atomic<uint64_t>>(0);
   progress_[identity] = progress;
   const auto store = [this, record, lease = std::move(lease), progress]() -> Result<ConfirmedBy> {
-    const Nanos within = kSmallObjects + static_cast<Nanos>(record.length_bytes / slowest_) * kNanosPerSecond;
-    const CallLimits limits = Limits(within, progress);
+    const CallLimits limits = Limits(ShardWithin(record.length_bytes, threads_, bytes_per_second_), progress);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
     PutSource source;
     source.size_bytes = record.length_bytes;
@@ -133,8 +141,8 @@ void Drainer::StoreManifest(const Id128& attempt, const StoredStep& step) {
   const auto store = [this, step]() -> Status {
     const CallLimits limits = Limits(kSmallObjects, nullptr);
     SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
-    SP_RETURN_IF_ERROR(PutManifest(*opened.store, step, limits));
-    // Whatever is still being written of it is not needed any more. If that cannot be swept now, the next worker's sweep will find it.
+    SP_RETURN_IF_ERROR(PutManifest(*opened.store, opened.abilities, step, limits));
+    // Whatever is still being written of it is not needed any more. If that cannot be swept now, the next sweep of all will find it.
     [[maybe_unused]] const auto swept = SweepUploads(*opened.store, StepPrefix(step.records.front().key), UnixSeconds(), limits);
     return {};
   };
@@ -204,20 +212,24 @@ void Drainer::DeleteSteps(uint32_t uid, const std::string& ns, const std::vector
       [uid, ns](const Status& why) { return event::StepsDeleted{uid, ns, why, {}}; });
 }
 
-void Drainer::Sweep() {
+void Drainer::SweepIfDue() {
+  if (clock_.Now() < sweep_at_) return;
+  sweep_at_ = clock_.Now() + kSweepEvery;
+  const auto sweep = [this]() -> Result<uint64_t> {
+    const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
+    SP_ASSIGN_OR_RETURN(const OpenedStore opened, door_->Open(limits));
+    return SweepUploads(*opened.store, "", UnixSeconds() - kUnfinishedForSeconds, limits);
+  };
   Submit(
-      [this]() -> Event {
-        const CallLimits limits = Limits(5 * kSmallObjects, nullptr);
-        // If the store is in trouble, the next worker sweeps: nothing depends on it.
-        if (const auto opened = door_->Open(limits)) {
-          [[maybe_unused]] const auto swept = SweepUploads(*opened->store, "", UnixSeconds() - kUnfinishedForSeconds, limits);
-        }
-        return event::ShardProgress{};
+      [sweep]() -> Event {
+        const Result<uint64_t> swept = sweep();
+        return swept ? event::StoreSwept{{}, *swept} : event::StoreSwept{swept.error(), 0};
       },
-      [](const Status&) { return event::ShardProgress{}; });
+      [](const Status& why) { return event::StoreSwept{why, 0}; });
 }
 
 void Drainer::PostProgress() {
+  SweepIfDue();
   for (auto it = progress_.begin(); it != progress_.end();) {
     post_(event::ShardProgress{it->first, *it->second});
     it = it->second.use_count() == 1 ? progress_.erase(it) : std::next(it);  // Its job is over.

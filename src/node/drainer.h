@@ -32,11 +32,12 @@ class Drainer {
   void List(uint32_t uid, const std::string& ns);
   void PlanRetention(uint32_t uid, const std::string& ns);  // Not before the last one was answered.
   void DeleteSteps(uint32_t uid, const std::string& ns, const std::vector<StepName>& steps);
-  void Sweep();  // Aborts what dead writers left (I-24). Nobody is told.
+  // Aborts what dead writers left (I-24), the first time and once a day.
+  void SweepIfDue();
 
   int fd() const { return executor_->fd(); }  // Readable: call RunCompletions.
   void RunCompletions() { executor_->RunCompletions(); }
-  // Posts how far each shard has come.
+  // Posts how far each shard has come, and sweeps if that is due.
   void PostProgress();
 
  private:
@@ -48,7 +49,7 @@ class Drainer {
   class Door;
   using Progress = std::shared_ptr<std::atomic<uint64_t>>;
 
-  Drainer(std::string url, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post);
+  Drainer(std::string url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post);
   void WaitForTurn(uint64_t bytes);
   void Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused);
   CallLimits Limits(Nanos within, const Progress& progress) const;
@@ -56,10 +57,12 @@ class Drainer {
   const Clock& clock_;
   const std::function<void(Event)> post_;
   const std::shared_ptr<Door> door_;
+  const uint32_t threads_;
+  const uint64_t bytes_per_second_;
   RateLimit rate_;
-  const uint64_t slowest_;  // Bytes per second of one shard, below which it is given up and tried again.
   const RetentionRule rule_;
   KnownKeys keys_;  // Of the one plan that is made at a time.
+  Nanos sweep_at_ = 0;
   std::atomic<bool> cancelled_ = false;
   std::map<Hash256, Progress> progress_;
   std::unique_ptr<Executor> executor_;  // Last: its threads use the others, so it goes first.

@@ -142,6 +142,7 @@ class NodeCore::Impl {
   void On(const event::StoreListed& e);
   void On(const event::RetentionPlanned& e);
   void On(const event::StepsDeleted& e);
+  void On(const event::StoreSwept& e);
   void On(const event::ExtentCreated& e);
   void On(const event::ExtentFailed& e);
   void On(const event::Tick& e);

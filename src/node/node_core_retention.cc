@@ -95,4 +95,10 @@ void NodeCore::Impl::RetentionEnded(const NamespaceKey& ns, const Status& status
   PumpRetention();
 }
 
+// Nothing depends on it, so nobody waits: it is tried again in a day.
+void NodeCore::Impl::On(const event::StoreSwept& e) {
+  if (!e.status.ok()) Log(action::Log::Severity::kWarning, "store_not_swept", {{"why", e.status.ToString()}});
+  else if (e.uploads > 0) Log(action::Log::Severity::kInfo, "store_swept", {{"uploads_aborted", std::to_string(e.uploads)}});
+}
+
 }  // namespace sp

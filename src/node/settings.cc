@@ -303,10 +303,7 @@ bool IsUtf8(const std::string& text) {
 
 Status SettingError(const std::string& name, const GivenValue& value, const std::string& problem) {
   std::string range;
-  // Somebody may have written credentials into a URL, where there can be none: they are not repeated (I-41).
-  std::string text = value.text;
-  const size_t scheme = text.find("://");
-  if (scheme != text.npos && (text.find('@') != text.npos || text.find('?') != text.npos)) text = text.substr(0, scheme + 3) + "...";
+  const std::string text = value.text.find("://") == std::string::npos ? value.text : ShownUrl(value.text);
   for (const Row& row : Table()) {
     if (row.info.name == name) range = row.info.range;
   }

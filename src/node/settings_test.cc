@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "durable/store_url.h"
 #include "node/command_line.h"
 #include "node/units.h"
 
@@ -47,6 +48,18 @@ TEST(Units, SizesAndDurationsRoundTrip) {
   }
   EXPECT_EQ(ParseSize("64MiB"), uint64_t{64} << 20);
   EXPECT_EQ(ParseDuration("5min"), 300 * kNanosPerSecond);
+}
+
+// I-41.
+TEST(StoreUrl, CredentialsInAUrlAreNotRepeated) {
+  for (const char* url : {"http://KEY:SECRET@host/b", "s3://KEY:SECRET@bucket/x", "file://KEY:SECRET@host/x", "s3://bucket/x?secret=SECRET", "gs://SECRET@b"}) {
+    const auto resolved = ResolveStoreUrl(url);
+    ASSERT_FALSE(resolved) << url;
+    EXPECT_EQ(resolved.error().message().find("SECRET"), std::string::npos) << resolved.error().message();
+    const std::string setting = ErrorOf({std::string("--store=") + url});
+    EXPECT_EQ(setting.find("SECRET"), std::string::npos) << setting;
+  }
+  EXPECT_EQ(ShownUrl("/mnt/store"), "/mnt/store");
 }
 
 TEST(Units, RefusesWhatCouldBeMisread) {

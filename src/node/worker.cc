@@ -86,7 +86,7 @@ Status Worker::Start() {
     SP_ASSIGN_OR_RETURN(store_url, ResolveStoreUrl(settings_.store));
     const auto post = [this](Event event) { Post(std::move(event)); };
     SP_ASSIGN_OR_RETURN(drainer_, Drainer::Create(store_url, settings_.drain_threads, settings_.drain_rate, rule, clock_, post));
-    drainer_->Sweep();
+    drainer_->SweepIfDue();
   }
 
   CoreConfig config;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from conftest import Daemon, eventually
 from safetensors import safe_open
 
 import safepoint
+from safepoint import _core, _stored, dcp
 
 COMMAND = [sys.executable, "-c", "from safepoint.cli import main; main()"]
 Start = Callable[..., Daemon]
@@ -42,6 +45,12 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def url(base: Path) -> str:
     return f"file://{base}"
+
+
+def without_roots_rights() -> list[str]:
+    """Before a command: root, too, needs permission then."""
+    rights = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
 
 
 def state(value: float) -> dict[str, Any]:
@@ -184,6 +193,142 @@ def test_f68_a_missing_shard_is_named(daemon_with_store: Daemon, base: Path, url
         safepoint.load(url)
     (folder / "manifest.json").unlink()
     assert equal(safepoint.load(url), state(1)), "without its manifest it is no step"
+
+
+@pytest.fixture
+def three_steps(daemon_with_store: Daemon, open_job: Job) -> None:
+    """Steps 1, 2 and 3 of namespace train."""
+    job = open_job(daemon_with_store, "train")
+    for step in (1, 2, 3):
+        job.save(step, state(step), durable=True).wait("durable", timeout=30)
+
+
+def damage(base: Path, step: int, namespace: str = "train") -> Path:
+    (manifest,) = base.glob(f"{namespace}/step-{step}/*/manifest.json")
+    manifest.write_text("{}")
+    return manifest
+
+
+def test_damage_of_older_steps_keeps_nobody_from_the_newest(
+    three_steps: None, daemon_with_store: Daemon, base: Path, url: str
+) -> None:
+    damage(base, 1)
+    (lineage,) = base.glob("train/step-2/*/lineage.json")
+    lineage.unlink()
+    assert equal(safepoint.load(url), state(3))
+    found = state(0)
+    assert safepoint.load_into(url, found, rank=0, world_size=1).step == 3 and equal(found, state(3))
+    found = state(0)
+    dcp.load(found, storage_reader=dcp.Reader(url))
+    assert equal(found, state(3))
+    assert "train-3 step 3: " in cli("import", url, "--socket", daemon_with_store.socket, "--namespace", "train-3")
+    with pytest.raises(safepoint.Corrupt, match=str(base / "train" / "step-1")):
+        safepoint.load(url, step=1)
+
+
+def test_what_is_newest_the_stores_clock_says_not_the_number(three_steps: None, base: Path, url: str) -> None:
+    """Of a job that was rolled back: a damaged step of a larger number that was made before the newest one."""
+    manifest = damage(base, 3)
+    hour_ago = time.time() - 3600
+    os.utime(manifest, (hour_ago, hour_ago))
+    assert equal(safepoint.load(url), state(2))
+
+
+def test_f68_a_damaged_newest_step_is_named_and_an_older_one_can_be_chosen(
+    three_steps: None, base: Path, url: str
+) -> None:
+    manifest = damage(base, 3)
+    with pytest.raises(safepoint.Corrupt, match=re.escape(str(manifest)) + r".*older one.*step="):
+        safepoint.load(url)
+    assert equal(safepoint.load(url, step=2), state(2))
+    with pytest.raises(safepoint.Corrupt) as caught:
+        safepoint.load(url, step=3)
+    assert "older" not in str(caught.value), "who has chosen is not told to choose"
+
+
+def test_steps_that_go_between_listing_and_reading_are_passed_over(
+    three_steps: None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late:
+        """A store that somebody deletes from after it was listed."""
+
+        gone: tuple[int, ...] = ()
+
+        def __init__(self, url: str) -> None:
+            self._store = _core.Store(url)
+
+        def steps(self, ns: str) -> list[_core.StepName]:
+            names = self._store.steps(ns)
+            for name in names:
+                if name.step in self.gone:
+                    self._store.delete(name)
+            return names
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+    monkeypatch.setattr(_stored, "_core", SimpleNamespace(Store=Late))
+    Late.gone = (1,)
+    assert equal(safepoint.load(url), state(3))
+    Late.gone = (3,)
+    assert equal(safepoint.load(url), state(2))
+    Late.gone = (2,)
+    with pytest.raises(safepoint.NotFound, match="deleted since"):
+        safepoint.load(url)
+
+
+def test_ls_and_verify_go_on_past_a_damaged_step(three_steps: None, base: Path, url: str) -> None:
+    manifest = str(damage(base, 2))
+    listed = json.loads(cli("ls", "--store", url, "--json"))
+    assert [(s["step"], s["state"]) for s in listed] == [(3, "complete"), (1, "complete"), (2, "corrupt")]
+    assert manifest in listed[2]["reason"] and listed[2]["bytes"] is None
+    assert "corrupt" in cli("ls", "--store", url)
+    told = json.loads(cli("verify", "--store", url, "--json", code=1).partition("\nCORRUPT")[0])
+    assert told["steps"] == [3, 1] and [(c["step"], c["state"]) for c in told["corrupt"]] == [(2, "corrupt")]
+    assert f"CORRUPT: step 2: file://{manifest}" in cli("verify", "--store", url, code=1)
+
+
+def test_verify_of_one_step_reads_no_other(three_steps: None, base: Path, url: str) -> None:
+    manifest = str(damage(base, 2))
+    assert "every block matches" in cli("verify", "--store", url, "1")
+    assert manifest in cli("verify", "--store", url, "2", code=1)
+    assert "no complete step 4" in cli("verify", "--store", url, "4", code=1)
+
+
+def test_ls_of_a_store_lists_all_namespaces(daemon_with_store: Daemon, url: str, open_job: Job) -> None:
+    for name in ("one", "two"):
+        open_job(daemon_with_store, name).save(1, state(1), durable=True).wait("durable", timeout=30)
+    listed = json.loads(cli("ls", "--store", url, "--json"))
+    assert [(s["namespace"], s["step"]) for s in listed] == [("one", 1), ("two", 1)]
+    table = cli("ls", "--store", url)
+    assert all(word in table for word in ("namespace", "one", "two"))
+    assert [s["namespace"] for s in json.loads(cli("ls", "--store", url, "-n", "two", "--json"))] == ["two"]
+
+
+def test_a_place_without_steps_is_told_by_ls_and_gc(three_steps: None, base: Path, url: str) -> None:
+    (base / "empty").mkdir()
+    assert f"{url} has no whole step of namespace typo" in cli("ls", "--store", url, "-n", "typo", code=1)
+    assert f"{url}/empty has no whole step" in cli("ls", "--store", f"{url}/empty", code=1)
+    for place in ("train", "empty"):
+        assert f"NotFound: {url}/{place} has no step, " in cli("gc", f"{url}/{place}", "--keep-last", "1", code=1)
+    told = cli("gc", url, "--keep-last", "1", "-n", "typo", code=1)
+    assert f"NotFound: {url} has no step in namespace typo, " in told
+
+
+def test_gc_goes_on_when_a_step_cannot_be_deleted(three_steps: None, base: Path, url: str) -> None:
+    (folder,) = base.glob("train/step-2/*")
+    folder.chmod(0o555)
+    command = [*without_roots_rights(), *COMMAND, "gc", url, "--keep-last", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert not (base / "train" / "step-1").exists(), "it comes after the one that failed"
+    for step, what in ((3, "stays"), (2, "failed"), (1, "deleted")):
+        assert re.search(rf"│ {step} +│ 2\.68 MiB │ {what} +│", done.stdout), done.stdout
+    assert re.search(r": 2\.68\s+MiB\s+freed", done.stdout), "of step 1 alone"
+    assert f"{url}/train/step-2/{folder.name}: Denied: " in done.stderr
+    folder.chmod(0o755)
+    cli("gc", url, "--keep-last", "1")
+    assert not folder.exists()
 
 
 def test_f61_workers_killed_while_steps_drain(daemon_with_store: Daemon, base: Path, url: str, open_job: Job) -> None:
@@ -354,8 +499,9 @@ def test_a_daemon_deletes_what_its_rule_lets_go(start_daemon: Start, url: str, b
         return sorted(int(p.parent.parent.name.removeprefix("step-")) for p in base.glob("kept/*/*/manifest.json"))
 
     eventually(lambda: stored() == [4, 8, 9], "the others go")
+    # Their manifests go first, then the rest, then it is told.
+    eventually(lambda: daemon.status()["durable"]["deleted"] == 6, "their deletion is told")
     assert sorted(p.name for p in base.glob("kept/*")) == ["step-4", "step-8", "step-9"]
-    assert daemon.status()["durable"]["deleted"] == 6
     deleted = daemon.events("stored_step_deleted")
     assert {int(line["step"]) for line in deleted} == {1, 2, 3, 5, 6, 7}
     assert all("not among the newest 2" in line["why"] for line in deleted)
@@ -380,13 +526,7 @@ def test_export_and_show_from_a_store(daemon_with_store: Daemon, url: str, open_
 
 def test_i38_a_store_that_may_not_be_read_is_denied_by_name(base: Path, url: str) -> None:
     base.chmod(0)
-    if os.geteuid() != 0:
-        with pytest.raises(safepoint.Denied, match=str(base)):
-            safepoint.load(url)
-        return
-    rights = "-dac_override,-dac_read_search"  # Without them root, too, needs permission.
-    load = [sys.executable, "-c", f"import safepoint; safepoint.load({url!r})"]
-    command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *load]
+    command = [*without_roots_rights(), sys.executable, "-c", f"import safepoint; safepoint.load({url!r})"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "safepoint.errors.Denied: " in done.stderr and str(base) in done.stderr, done.stderr
 

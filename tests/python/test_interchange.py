@@ -1142,6 +1142,17 @@ def command(socket: str, *words: str, code: int = 0) -> subprocess.CompletedProc
     return result
 
 
+@pytest.mark.parametrize("target", ["s3://key:secret@bucket/x", "file:///tmp/x", Path("s3://key:secret@bucket/x")])
+def test_an_export_to_a_url_is_refused(target: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a path it would be a folder named "s3:" here, and the step nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.InvalidArgument, match="durable=True") as caught:
+        export_step("any", target)
+    told = command("nobody", "export", str(target), code=2).stderr
+    assert "setting store" in told and not list(tmp_path.iterdir())
+    assert "secret" not in told + str(caught.value)
+
+
 def test_the_command_exports_and_imports(socket: str, namespace: str, tmp_path: Path) -> None:
     state = {"model": {"w": torch.arange(6.0)}, "odd": torch.ones(2, dtype=torch.complex128), "lr": 0.5}
     save(state, namespace)

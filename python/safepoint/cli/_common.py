@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -60,7 +61,24 @@ def human_bytes(count: int) -> str:
     return f"{value:.3g} TiB"
 
 
-def attempt_json(info: _core.AttemptInfo) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Unreadable:
+    """A step of a durable tier whose manifest or lineage cannot be read, as far as an AttemptInfo of it is known."""
+
+    step: int
+    attempt: bytes
+    state: str  # corrupt; unreadable: it may be whole, but not for this user, or has more than can be read.
+    reason: str
+    generation: None = None
+    try_number: None = None
+    world_size: None = None
+    sealed_ranks: None = None
+    bytes: None = None
+    level: str = "none"
+    pinned: bool = False
+
+
+def attempt_json(info: _core.AttemptInfo | Unreadable) -> dict[str, Any]:
     return {
         "step": info.step,
         "attempt": info.attempt.hex(),

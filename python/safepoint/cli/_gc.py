@@ -10,7 +10,17 @@ import typer
 from rich.table import Table
 
 from safepoint import _core, errors
-from safepoint.cli._common import AsJson, Namespace, console, human_bytes, print_json, reported
+from safepoint._stored import open_each, url_of
+from safepoint.cli._common import (
+    EXIT_BAD_NEWS,
+    AsJson,
+    Namespace,
+    console,
+    human_bytes,
+    print_json,
+    reported,
+    stderr,
+)
 from safepoint.cli._places import newest_first
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 24 * 3600}
@@ -39,15 +49,11 @@ def _judged(store: _core.Store, namespace: str, last: int, every: int, for_secon
     """Of one namespace, or of all (""). Each user's steps by themselves, the newest first: each one's newest stays."""
     steps, remains = store.listing(namespace)
     of_whom: dict[tuple[str, int], list[tuple[_core.StepName, _core.StoredPin]]] = {}
-    for name in steps:
-        try:
-            pin = store.open(name)
-        except errors.NotFound:  # Deleted meanwhile.
-            continue
-        except (errors.Corrupt, errors.Incomplete, errors.LimitExceeded, errors.Denied) as error:
-            yield _Row(name, None, None, True, f"cannot be read: {error}")
-            continue
-        of_whom.setdefault((name.ns, pin.uid), []).append((name, pin))
+    for name, found in open_each(store, steps):
+        if isinstance(found, errors.SafepointError):
+            yield _Row(name, None, None, True, f"cannot be read: {found}")
+        else:
+            of_whom.setdefault((name.ns, found.uid), []).append((name, found))
     for (_, uid), own in sorted(of_whom.items()):
         own.sort(key=lambda step: newest_first(step[1]))
         dated = [(name.step, name.modified) for name, _ in own]
@@ -83,12 +89,17 @@ def gc(
         rows: list[dict[str, object]] = []
         table = Table("namespace", "step", "size", "what", "why")
         freed = 0
+        failures: list[str] = []
         for row in _judged(store, namespace or "", *rule):
-            if not row.stays:
-                freed += row.bytes or 0
-                if not dry_run:
+            what, why = "stays" if row.stays else "would go" if dry_run else "deleted", row.why
+            if what == "deleted":
+                try:
                     store.delete(row.name)
-            what = "stays" if row.stays else "would go" if dry_run else "deleted"
+                except errors.SafepointError as error:  # The others may go all the same.
+                    what, why = "failed", str(error)
+                    failures.append(f"{url_of(store.url, row.name)}: {type(error).__name__}: {error}")
+            if what in ("would go", "deleted"):
+                freed += row.bytes or 0
             rows.append(
                 {
                     "namespace": row.name.ns,
@@ -97,15 +108,26 @@ def gc(
                     "uid": row.uid,
                     "bytes": row.bytes,
                     "what": what,
-                    "why": row.why,
+                    "why": why,
                 }
             )
             size = "?" if row.bytes is None else human_bytes(row.bytes)
-            table.add_row(row.name.ns, str(row.name.step), size, what, row.why)
-        if namespace is not None and not rows:
-            raise errors.NotFound(f"{url}: namespace {namespace} has nothing of ours")
+            table.add_row(row.name.ns, str(row.name.step), size, what, why)
+        if not rows:
+            of = "" if namespace is None else f" in namespace {namespace}"
+            raise errors.NotFound(
+                f"{store.url} has no step{of}, and nothing left of one: give the URL of the durable tier itself, that "
+                "of the daemon's setting store"
+            )
         if as_json:
-            return print_json({"url": url, "dry_run": dry_run, "bytes": freed, "steps": rows})
-        console.print(table)
-        verb = "would be freed" if dry_run else "freed"
-        console.print(f"{url}: {human_bytes(freed)} {verb}", highlight=False)
+            print_json({"url": url, "dry_run": dry_run, "bytes": freed, "steps": rows})
+        else:
+            console.print(table, markup=False)
+            verb = "would be freed" if dry_run else "freed"
+            console.print(f"{url}: {human_bytes(freed)} {verb}", highlight=False)
+        for failure in failures:
+            told = f"not deleted, or not all of it: {failure}"
+            stderr.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+        if failures:
+            stderr.print("gc finishes what was begun when it is run again", highlight=False)
+            raise SystemExit(EXIT_BAD_NEWS)

@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from safepoint import errors
+from safepoint._urls import shown
 from safepoint.cli._common import (
     EXIT_BAD_NEWS,
     AsJson,
@@ -47,7 +48,10 @@ def _files_reported(directory: Path | str) -> Iterator[None]:
         if isinstance(error, errors.SafepointError):
             raise
         stderr.print(
-            f"{error.filename or directory}: {error.strerror or error}", style="red", highlight=False, soft_wrap=True
+            f"{error.filename or shown(directory)}: {error.strerror or error}",
+            style="red",
+            highlight=False,
+            soft_wrap=True,
         )
         raise SystemExit(EXIT_BAD_NEWS) from error
 
@@ -62,7 +66,9 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(help="New or empty; it is there whole in the end, or not at all.")],
+    directory: Annotated[
+        str, typer.Argument(help="New or empty, no URL; it is there whole in the end, or not at all.")
+    ],
     step: Annotated[int | None, typer.Option(min=0, help="Default: the latest.")] = None,
     format: Annotated[
         Literal["safetensors", "hf", "dcp"],
@@ -79,17 +85,18 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write one step to DIRECTORY for other tools, every byte verified (docs/interchange.md has the formats)."""
-    from safepoint.interchange._export import export_pinned
+    from safepoint.interchange._export import export_pinned, local_folder
 
     with reported():
+        target = local_folder(directory)
         there = place(socket, store)
         name = there.namespace(namespace)
         with there.open(name, step=step) as pin:
-            with _files_reported(directory), _bar(f"step {pin.info.step}", as_json) as progress:
+            with _files_reported(target), _bar(f"step {pin.info.step}", as_json) as progress:
                 info = export_pinned(
                     pin,
                     name,
-                    directory,
+                    target,
                     format=format,
                     prefix=prefix,
                     max_file_bytes=max_file_bytes,
@@ -102,7 +109,7 @@ def export(
                         "namespace": name,
                         **attempt_json(pin.info),
                         "format": info.format,
-                        "files": [str(directory / file) for file in info.files],
+                        "files": [str(target / file) for file in info.files],
                         "tensors": info.tensors,
                         "values": info.values,
                         "tensor_bytes": info.bytes,
@@ -113,7 +120,7 @@ def export(
             _tell(f"as plain bytes, for which safetensors has no dtype: {_listed(info.as_bytes)}", "yellow")
         console.print(
             f"{name} step {info.step}: {len(info.files)} file(s), {info.tensors} tensors of "
-            f"{human_bytes(info.bytes)}, {info.values} values, in {directory}",
+            f"{human_bytes(info.bytes)}, {info.values} values, in {target}",
             highlight=False,
             soft_wrap=True,
         )

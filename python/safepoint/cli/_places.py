@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Annotated, Protocol
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
 import typer
 
 from safepoint import _core, errors
-from safepoint._stored import StepUrl, open_step
-from safepoint.cli._common import connect, the_namespace
+from safepoint._stored import StepUrl, open_each, open_step
+from safepoint.cli._common import Unreadable, connect, the_namespace
 
 if TYPE_CHECKING:
     from safepoint._reads import Pin
@@ -19,6 +20,8 @@ Store = Annotated[
     typer.Option(help="Read this durable tier (file:///path) instead of asking a daemon.", metavar="URL"),
 ]
 
+Listed: TypeAlias = "_core.AttemptInfo | Unreadable"
+
 
 class Place(Protocol):
     """What verbs that only read need."""
@@ -26,8 +29,8 @@ class Place(Protocol):
     def namespace(self, name: str | None) -> str:
         """`name`, or the only one there is."""
 
-    def steps(self, namespace: str) -> list[_core.AttemptInfo]:
-        """The newest first."""
+    def steps(self, namespace: str, step: int | None = None) -> list[Listed]:
+        """The newest first, then what cannot be read. `step`: only that one is looked at."""
 
     def open(self, namespace: str, *, step: int | None = None, attempt: bytes | None = None) -> Pin:
         """Of the newest step unless one is named."""
@@ -40,8 +43,8 @@ class _Daemon:
     def namespace(self, name: str | None) -> str:
         return the_namespace(self._client, name)
 
-    def steps(self, namespace: str) -> list[_core.AttemptInfo]:
-        return self._client.list_steps(namespace)
+    def steps(self, namespace: str, step: int | None = None) -> list[Listed]:
+        return [info for info in self._client.list_steps(namespace) if step in (None, info.step)]
 
     def open(self, namespace: str, *, step: int | None = None, attempt: bytes | None = None) -> Pin:
         return self._client.open_read(namespace, step=step, attempt=attempt)
@@ -68,19 +71,34 @@ class StorePlace:
         if len(names) == 1:
             return names[0]
         if not names:
-            raise errors.NotFound(f"{self.store.url} has no whole step of any namespace")
+            raise self._nothing(None)
         raise errors.InvalidArgument("several namespaces: name one with --namespace: " + ", ".join(names[:20]))
 
-    def steps(self, namespace: str) -> list[_core.AttemptInfo]:
-        return [pin.info for _, pin in self.pins(namespace)]
+    def steps(self, namespace: str, step: int | None = None) -> list[Listed]:
+        return self._look(name for name in self.store.steps(namespace) if step in (None, name.step))
 
-    def pins(self, namespace: str) -> list[tuple[_core.StepName, _core.StoredPin]]:
-        """The newest first; those that go away meanwhile are left out."""
-        found = []
-        for name in self.store.steps(namespace):
-            with contextlib.suppress(errors.NotFound):
-                found.append((name, self.store.open(name)))
-        return sorted(found, key=lambda step: newest_first(step[1]))
+    def all_steps(self, namespace: str | None) -> dict[str, list[Listed]]:
+        """Of one namespace, or of each there is. NotFound: none."""
+        names = self.store.steps(namespace or "")  # Ascending by namespace.
+        if not names:
+            raise self._nothing(namespace)
+        return {ns: self._look(own) for ns, own in itertools.groupby(names, lambda name: name.ns)}
+
+    def _look(self, names: Iterable[_core.StepName]) -> list[Listed]:
+        """Those that go away meanwhile are left out."""
+        pins: list[_core.StoredPin] = []
+        unreadable: list[Listed] = []
+        for name, found in open_each(self.store, names):
+            if isinstance(found, errors.SafepointError):
+                state = "corrupt" if isinstance(found, errors.Corrupt | errors.Incomplete) else "unreadable"
+                unreadable.append(Unreadable(name.step, name.attempt, state, str(found)))
+            else:
+                pins.append(found)
+        return [*(pin.info for pin in sorted(pins, key=newest_first)), *reversed(unreadable)]
+
+    def _nothing(self, namespace: str | None) -> errors.NotFound:
+        of = "any namespace" if namespace is None else f"namespace {namespace}"
+        return errors.NotFound(f"{self.store.url} has no whole step of {of}")
 
     def open(self, namespace: str, *, step: int | None = None, attempt: bytes | None = None) -> Pin:
         return open_step(StepUrl(self.store.url, namespace, step, attempt))

@@ -9,13 +9,14 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from safepoint import _core, errors
+from safepoint import errors
 from safepoint.cli import _gc, _interchange
 from safepoint.cli._common import (
     EXIT_BAD_NEWS,
     AsJson,
     Namespace,
     Socket,
+    Unreadable,
     attempt_json,
     connect,
     console,
@@ -25,7 +26,7 @@ from safepoint.cli._common import (
     stderr,
     the_namespace,
 )
-from safepoint.cli._places import Store, StorePlace, place
+from safepoint.cli._places import Listed, Store, StorePlace, place
 
 if TYPE_CHECKING:
     from safepoint._reads import Pin
@@ -116,8 +117,7 @@ def list_steps(
     with reported():
         there = place(socket, store)
         if isinstance(there, StorePlace):
-            name = there.namespace(namespace)
-            return _print_steps(name, there.steps(name), as_json)
+            return _print_steps(there.all_steps(namespace), as_json)
         client = connect(socket)
         if namespace is None:
             spaces = client.list_namespaces()
@@ -139,25 +139,28 @@ def list_steps(
                     table.add_row(n.ns, str(n.generation), str(n.complete_steps), human_bytes(n.bytes))
                 return console.print(table)
         name = the_namespace(client, namespace)
-        _print_steps(name, client.list_steps(name), as_json)
+        _print_steps({name: [*client.list_steps(name)]}, as_json)
 
 
-def _print_steps(name: str, steps: list[_core.AttemptInfo], as_json: bool) -> None:
+def _print_steps(spaces: dict[str, list[Listed]], as_json: bool) -> None:
+    """The steps of each namespace, in one table."""
+    rows = [(name, i) for name, steps in spaces.items() for i in steps]
     if as_json:
-        return print_json([attempt_json(i) for i in steps])
-    table = Table("step", "state", "level", "ranks", "size", "launch", "note", title=name, title_justify="left")
-    for i in steps:
+        return print_json([{"namespace": name, **attempt_json(i)} for name, i in rows])
+    several = len(spaces) > 1
+    columns = ("step", "state", "level", "ranks", "size", "launch", "note")
+    if several:
+        table = Table("namespace", *columns)
+    else:
+        table = Table(*columns, title=next(iter(spaces)), title_justify="left")
+    for name, i in rows:
+        if isinstance(i, Unreadable):
+            ranks, size, launch = "?", "?", "?"
+        else:
+            ranks, size, launch = f"{i.sealed_ranks}/{i.world_size}", human_bytes(i.bytes), str(i.generation)
         note = "pinned" if i.pinned else i.reason
-        table.add_row(
-            str(i.step),
-            i.state,
-            i.level,
-            f"{i.sealed_ranks}/{i.world_size}",
-            human_bytes(i.bytes),
-            str(i.generation),
-            note,
-        )
-    console.print(table)
+        table.add_row(*([name] if several else []), str(i.step), i.state, i.level, ranks, size, launch, note)
+    console.print(table, markup=False)
 
 
 @app.command()
@@ -230,14 +233,18 @@ def verify(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """Re-read and check every byte. Exit 1 if a shard is corrupt (the daemon is told, and lists the step no more)."""
+    """Re-read and check every byte. Exit 1 if a shard is corrupt (the daemon is told, and lists the step no more), or a
+    step of a durable tier cannot be read; the others are checked all the same.
+    """
     with reported():
         there = place(socket, store)
         name = there.namespace(namespace)
-        known = [i for i in there.steps(name) if step in (None, i.step)]
-        steps = [i for i in known if i.state == "complete"]
+        known = there.steps(name, step)
+        steps = [i for i in known if not isinstance(i, Unreadable) and i.state == "complete"]
         corrupt: list[dict[str, object]] = [
-            {"step": i.step, "rank": None, "block": None, "note": i.reason} for i in known if i.state == "corrupt"
+            {"step": i.step, "rank": None, "block": None, "state": i.state, "note": i.reason}
+            for i in known
+            if isinstance(i, Unreadable) or i.state == "corrupt"
         ]
         if not steps and not corrupt:
             raise errors.NotFound(f"namespace {name} has no complete step" + ("" if step is None else f" {step}"))
@@ -269,7 +276,8 @@ def verify(
             print_json({"namespace": name, "steps": [i.step for i in steps], "bytes": total, "corrupt": corrupt})
         for c in corrupt:
             where = "" if c["rank"] is None else f" rank {c['rank']} block {c['block']}"
-            stderr.print(f"CORRUPT: step {c['step']}{where}: {c['note']}", style="red", highlight=False)
+            told = f"{str(c['state']).upper()}: step {c['step']}{where}: {c['note']}"
+            stderr.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
         if corrupt:
             raise SystemExit(EXIT_BAD_NEWS)
         if not as_json:
@@ -289,6 +297,7 @@ def _verify_shard(pin: Pin, rank: int, progress: Progress, task: object) -> list
                         "step": pin.info.step,
                         "rank": rank,
                         "block": block,
+                        "state": "corrupt",
                         "note": "the daemon found it, too: the step is not listed any more"
                         if confirmed
                         else "the durable tier's copy"
@@ -299,9 +308,11 @@ def _verify_shard(pin: Pin, rank: int, progress: Progress, task: object) -> list
             progress.update(task, advance=min(reader.length, (first + count) << 20) - (first << 20))  # type: ignore[arg-type]
     except errors.Corrupt as error:  # Its checksum list or header; the daemon checks the list together with any block.
         pin.report_corrupt(rank, error.block or 0)
-        found.append({"step": pin.info.step, "rank": rank, "block": error.block, "note": str(error)})
+        found.append(
+            {"step": pin.info.step, "rank": rank, "block": error.block, "state": "corrupt", "note": str(error)}
+        )
     except errors.Incomplete as error:  # An object of the durable tier is gone.
-        found.append({"step": pin.info.step, "rank": rank, "block": None, "note": str(error)})
+        found.append({"step": pin.info.step, "rank": rank, "block": None, "state": "corrupt", "note": str(error)})
     return found
 
 

@@ -21,6 +21,7 @@ from safepoint._save import settle_all_copies
 from safepoint._shard import Checkpoint
 from safepoint._state import build
 from safepoint._torch import not_expanded, same_bits, strides_overlap
+from safepoint._urls import shown
 from safepoint.api import Checkpointer, RestoreInfo, restore_info
 from safepoint.dcp import _torch, _uploads
 from safepoint.dcp._metadata import make_metadata
@@ -69,7 +70,7 @@ class Reader(StorageReader):
             raise InvalidArgument(f'planning must be "own" or "dcp", not {planning!r}')
         self._source = source_of(target, namespace=namespace, rank=rank, world_size=world_size)
         if step is not None and self._source.step is not None:
-            raise InvalidArgument(f"{target} names a step: do not give another")
+            raise InvalidArgument(f"{shown(target)} names a step: do not give another")
         self.step = self._source.step if step is None else step
         self.planning: Planning = planning
         self._allow_pickle = allow_pickle

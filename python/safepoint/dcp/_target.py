@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 
 from safepoint._engine import Mode
+from safepoint._urls import shown
 from safepoint.api import Checkpointer, as_size, as_step
 from safepoint.errors import InvalidArgument
 
@@ -76,14 +77,15 @@ def step_of_id(checkpoint_id: CheckpointId, namespace: str | None) -> int | None
     if not isinstance(path, str):
         raise InvalidArgument(f"a checkpoint id is a text, a path or a step's number, not {checkpoint_id!r:.100}")
     text = path.strip()
+    told = shown(text)
     if url := _URL.fullmatch(text):
         if namespace is None:
-            raise InvalidArgument(f"checkpoint id {text!r} names a namespace: give it to the Reader, as namespace=")
+            raise InvalidArgument(f"checkpoint id {told!r} names a namespace: give it to the Reader, as namespace=")
         if url["namespace"] != namespace:
-            raise InvalidArgument(f"checkpoint id {text!r} is of namespace {url['namespace']!r}, not {namespace!r}")
+            raise InvalidArgument(f"checkpoint id {told!r} is not of namespace {namespace!r}")
         return as_step(int(url["step"]))
     if text.startswith("safepoint:"):
-        raise InvalidArgument(f"checkpoint id {text!r} is not of the form safepoint://NAMESPACE/step-N")
+        raise InvalidArgument(f"checkpoint id {told!r} is not of the form safepoint://NAMESPACE/step-N")
     last = text.rstrip("/").rpartition("/")[2]
     found = _NUMBERED.fullmatch(last)
     return as_step(int(found[1])) if found else None
@@ -93,5 +95,5 @@ def agreed_step(step: int | None, checkpoint_id: CheckpointId, namespace: str | 
     """The step that was set, or that the id names. InvalidArgument: they disagree."""
     named = step_of_id(checkpoint_id, namespace)
     if step is not None and named is not None and step != named:
-        raise InvalidArgument(f"checkpoint id {str(checkpoint_id)!r} names step {named}, but step {step} is set")
+        raise InvalidArgument(f"checkpoint id {shown(checkpoint_id)!r} names step {named}, but step {step} is set")
     return named if step is None else step

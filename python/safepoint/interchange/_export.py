@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safepoint import _connect, _files
+from safepoint._urls import shown
 from safepoint.errors import InvalidArgument
 from safepoint.interchange._dcp_export import write_dcp
 from safepoint.interchange._hf_export import write_hf
@@ -67,6 +69,7 @@ def export_step(
     """
     from safepoint import _core
 
+    target = local_folder(directory)
     client = (
         _connect.open_client("export", start=False, deadline=_CALL_SECONDS)
         if socket is None
@@ -77,7 +80,7 @@ def export_step(
             return export_pinned(
                 pin,
                 namespace,
-                Path(directory),
+                target,
                 format=format,
                 prefix=prefix,
                 max_file_bytes=max_file_bytes,
@@ -86,6 +89,17 @@ def export_step(
             )
     finally:
         client.close()
+
+
+def local_folder(directory: str | Path) -> Path:
+    """InvalidArgument: it is a URL; as a path it would become a folder of that name here."""
+    text = str(directory)
+    if "://" in text or re.match(r"[A-Za-z][\w+.-]+:/", text):  # A path has lost one slash.
+        raise InvalidArgument(
+            f"{shown(text)} is a URL, and an export writes to a local folder: name one. A step reaches a store when it "
+            "is saved with durable=True and the daemon has the setting store"
+        )
+    return Path(directory)
 
 
 def export_pinned(

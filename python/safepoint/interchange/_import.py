@@ -10,6 +10,7 @@ from typing import Any, Literal
 from safepoint import _connect, _files
 from safepoint._objects import Decoder
 from safepoint._stored import open_step, read_parts, step_url
+from safepoint._urls import shown
 from safepoint.api import Checkpointer
 from safepoint.errors import InvalidArgument, NotFound
 from safepoint.interchange._aws_import import find_aws
@@ -41,7 +42,7 @@ class ImportInfo:
 def detect_format(directory: Path) -> ImportFormat:
     """NotFound: no such folder, or nothing in it that is known."""
     if not directory.is_dir():
-        raise NotFound(f"{directory} is no folder")
+        raise NotFound(f"{shown(directory)} is no folder")
     if (directory / METADATA).exists() or any(directory.glob("__*.metadata")):
         return "dcp"
     if (directory / INDEX).exists():
