@@ -1,4 +1,4 @@
-// S3Store against a server that lies or breaks, by the rows of the fault catalogue (docs/reliability.md), and the conformance suite against its honest
+// S3Store against a server that lies or breaks, by the rows F57 to F69 of the fault catalogue, and the conformance suite against its honest
 // self. No test waits for anything but a deadline, and those are short.
 #include "durable/s3_fake_server.h"
 

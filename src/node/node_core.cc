@@ -43,6 +43,7 @@ std::vector<Action> NodeCore::Impl::Step(Nanos now, const Event& event) {
   actions_.clear();
   dropped_.clear();
   std::visit([this](const auto& e) { On(e); }, event);
+  if (stopping_) EndIfDrained();
   if (trim_) catalog_.Trim();
   trim_ = false;
   if (SP_PLANTED(ack_before_ledger)) {
@@ -223,7 +224,6 @@ void NodeCore::Impl::On(const event::Shutdown&) {
   while (!builds_.empty()) CancelBuild(builds_.begin()->first, why);
   Log(action::Log::Severity::kInfo, "stopping",
       {{"open_leases", std::to_string(leases_.size())}, {"steps_to_store", std::to_string(drains_.size())}});
-  EndIfDrained();
 }
 
 }  // namespace sp

@@ -190,7 +190,6 @@ void NodeCore::Impl::On(const event::ManifestStored& e) {
   WantRetention(ns);
   PumpRetention();
   PumpDrains();
-  EndIfDrained();
 }
 
 void NodeCore::Impl::DrainFailed(const Id128& id, const std::string& what, const Status& why) {
@@ -220,7 +219,6 @@ void NodeCore::Impl::GiveUpDrain(Id128 id, const std::string& why) {
   busy_at_ = now_;
   AnswerWaiters(ns, id);
   RetireOld(ns);
-  EndIfDrained();
 }
 
 bool NodeCore::Impl::IsInTrouble(const Drain& drain, Nanos now) const {
@@ -356,8 +354,21 @@ void NodeCore::Impl::On(const event::StoreListed& e) {
   for (Unanswered& u : waiting) On(event::Received{u.connection, std::move(u.frame)});
 }
 
+bool NodeCore::Impl::AwaitsDurable() const {
+  if (config_.store.empty()) return false;
+  for (const NamespaceKey& ns : catalog_.Namespaces()) {
+    for (const Attempt* attempt : catalog_.OpenAttempts(ns)) {
+      const bool by_policy = config_.durable_every > 0 && attempt->key.step % config_.durable_every == 0;
+      if (!by_policy && !attempt->WantsDurable()) continue;
+      const std::vector<uint32_t> ranks = RanksOf(*attempt);  // No new one begins any more.
+      if (std::set<uint32_t>(ranks.begin(), ranks.end()).size() == attempt->world_size) return true;
+    }
+  }
+  return false;
+}
+
 void NodeCore::Impl::EndIfDrained() {
-  if (!stopping_ || exit_asked_ || (!drains_.empty() && !SP_PLANTED(ends_undrained))) return;
+  if (exit_asked_ || (IsDraining() && !SP_PLANTED(ends_undrained))) return;
   exit_asked_ = true;
   actions_.push_back(action::ExitDaemon{"asked to stop"});
 }

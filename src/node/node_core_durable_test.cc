@@ -360,6 +360,40 @@ TEST_F(Durable, ADaemonThatIsToEndDrainsFirst) {
   EXPECT_EQ(h.stored.size(), 1u);
 }
 
+// Also what is still being copied: its ranks are at it, and the trainer need not know that the daemon is to end.
+TEST_F(Durable, ADaemonThatIsToEndWaitsForTheStepThatIsBeingWritten) {
+  const auto ends = [&] {
+    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
+  };
+  const ReserveReply r = h.Reserve(w, 1);
+  ASSERT_EQ(Ask(r.attempt).status, StatusCode::kOk);
+  h.Step(event::Shutdown{});
+  EXPECT_FALSE(ends());
+  EXPECT_TRUE(h.core->IsDraining());
+  EXPECT_EQ(h.TrySeal(w, r.lease).status, StatusCode::kOk);
+  EXPECT_TRUE(ends());
+  EXPECT_EQ(h.stored.size(), 1u);
+}
+
+TEST_F(Durable, ADaemonThatIsToEndDoesNotWaitInVain) {
+  const auto ends = [&] {
+    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
+  };
+  // A rank that has not begun cannot begin any more; one that gives up, or dies, does not come back.
+  const H::Writer pair = h.Open(h.Connect(3), 3, 2, 0, ParentMode::kFresh);
+  const ReserveReply half = h.Reserve(pair, 1);
+  ASSERT_EQ(h.Ask(pair.client, MessageType::kMakeDurable, MakeDurableRequest{"job", half.attempt}).status, StatusCode::kOk);
+  const ReserveReply other = h.Reserve(h.Open(h.Connect(4), 4, 1, 0, ParentMode::kFresh, {}, "other"), 1);  // Nobody asked for it to be durable.
+  (void)other;
+  const H::Writer last = h.Open(h.Connect(5), 5, 1, 0, ParentMode::kFresh, {}, "third");
+  const ReserveReply wanted = h.Reserve(last, 1);
+  ASSERT_EQ(h.Ask(last.client, MessageType::kMakeDurable, MakeDurableRequest{"third", wanted.attempt}).status, StatusCode::kOk);
+  h.Step(event::Shutdown{});
+  EXPECT_FALSE(ends());
+  h.Abort(last.client, wanted.lease);
+  EXPECT_TRUE(ends());
+}
+
 TEST_F(Durable, FewShardsAreOnTheirWayAtOnce) {
   h.hold_store = true;
   for (const uint64_t step : {1, 2, 3, 4}) SaveDurable(step);

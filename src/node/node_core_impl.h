@@ -29,7 +29,7 @@ class NodeCore::Impl {
   std::vector<Action> Step(Nanos now, const Event& event);
   std::optional<Nanos> NextDeadline() const;
   std::vector<LedgerEntry> Snapshot() const;
-  bool IsDraining() const { return !drains_.empty(); }
+  bool IsDraining() const { return !drains_.empty() || AwaitsDurable(); }
   std::string StatusJson(Nanos now, uint32_t uid, bool all_uids) const;
   Status CheckInvariants() const;
 
@@ -232,6 +232,7 @@ class NodeCore::Impl {
   void DrainFailed(const Id128& attempt, const std::string& what, const Status& why);
   void GiveUpDrain(Id128 attempt, const std::string& why);  // By value: callers name it by its entry, which goes.
   bool IsInTrouble(const Drain& drain, Nanos now) const;
+  bool AwaitsDurable() const;  // A step is still being written that shall be durable, and all its ranks are at it.
   bool DrainGivesWay(const SessionKey& session);  // To a save, where the store is in trouble. True: memory has become free.
   bool MemoryHelps(const Id128& attempt, const SessionKey& session) const;
   bool IsMine(const NamespaceKey& ns) const;        // Memory knows more of it than the store.

@@ -183,7 +183,12 @@ Result<int> Worker::Loop() {
     Nanos now = clock_.Now();
     board_.Beat();
     PublishStatus(now);
-    if (StopIsDue(now)) return 0;
+    if (StopIsDue(now)) {
+      if (keeper_ends_ && core_->IsDraining()) {
+        logger_.Log(LogSeverity::kError, "stopped_undrained", {{"why", "grace was too short for what was asked to be durable; raise it"}});
+      }
+      return 0;
+    }
     SP_ASSIGN_OR_RETURN(const auto ready, epoll_->Wait(TimeoutMs(now)));
     for (const Epoll::Event& event : ready) {
       const uint64_t id = event.token & ((uint64_t{1} << 56) - 1);
