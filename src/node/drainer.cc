@@ -30,6 +30,13 @@ int64_t UnixSeconds() {
 
 }  // namespace
 
+Nanos ShardWithin(uint64_t bytes, uint32_t threads, uint64_t bytes_per_second) {
+  const uint64_t slowest = bytes_per_second == 0 ? kSlowestBytesPerSecond : std::min(bytes_per_second, kSlowestBytesPerSecond);
+  const uint64_t share = std::max<uint64_t>(slowest / threads, 1);
+  const uint64_t seconds = 4 * std::min<uint64_t>(bytes / share, kShardWithinMax / kNanosPerSecond / 4);
+  return kSmallObjects + static_cast<Nanos>(seconds) * kNanosPerSecond;
+}
+
 class Drainer::Door {
  public:
   Door(std::string url, const Clock& clock) : url_(std::move(url)), clock_(clock) {}
@@ -59,14 +66,6 @@ class Drainer::Door {
   std::mutex mutex_;
   std::optional<OpenedStore> opened_;
 };
-
-// How long one of `threads` shards may take that share `bytes_per_second` (0: as much as there is): half of its share, there and back.
-Nanos ShardWithin(uint64_t bytes, uint32_t threads, uint64_t bytes_per_second) {
-  const uint64_t slowest = bytes_per_second == 0 ? kSlowestBytesPerSecond : std::min(bytes_per_second, kSlowestBytesPerSecond);
-  const uint64_t share = std::max<uint64_t>(slowest / threads, 1);
-  const uint64_t seconds = std::min<uint64_t>(4 * (bytes / share), kShardWithinMax / kNanosPerSecond);
-  return kSmallObjects + static_cast<Nanos>(seconds) * kNanosPerSecond;
-}
 
 Drainer::Drainer(std::string url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post)
     : clock_(clock), post_(std::move(post)), door_(std::make_shared<Door>(std::move(url), clock)), threads_(threads), bytes_per_second_(bytes_per_second),

@@ -18,6 +18,10 @@
 
 namespace sp {
 
+// How long one of `threads` shards may take that share `bytes_per_second` (0: as much as there is): at half of its share, there and back, and never so long
+// that a sweep could take its upload for a dead writer's.
+Nanos ShardWithin(uint64_t bytes, uint32_t threads, uint64_t bytes_per_second);
+
 // Owned by the event loop, like the callback `post`, which is called there with the answers.
 class Drainer {
  public:

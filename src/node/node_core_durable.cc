@@ -226,6 +226,12 @@ bool NodeCore::Impl::IsInTrouble(const Drain& drain, Nanos now) const {
   return drain.failures > 0 || (sent && now >= drain.progressed_at + kStalled);
 }
 
+std::string NodeCore::Impl::TroubleOf(const Drain& drain, Nanos now) const {
+  if (!drain.last.ok()) return drain.last.ToString();
+  if (!IsInTrouble(drain, now)) return "";
+  return "nothing has arrived there for " + std::to_string((now - drain.progressed_at) / kNanosPerSecond) + " s";
+}
+
 // The memory of this attempt is, or would be, something that the session can have: its own, or that of the dead (I-10).
 bool NodeCore::Impl::MemoryHelps(const Id128& attempt, const SessionKey& session) const {
   for (auto it = sealed_.lower_bound({attempt, 0}); it != sealed_.end() && it->first.first == attempt; ++it) {
@@ -246,9 +252,7 @@ bool NodeCore::Impl::DrainGivesWay(const SessionKey& session) {
     const auto retirable = catalog_.Retirable(ns, config_.retain, AttemptsBeingRead(ns));
     const auto goes = [&](const Attempt* a) { return a->key.AttemptId() == id; };
     if (!MemoryHelps(id, session) || std::ranges::none_of(retirable, goes)) continue;
-    GiveUpDrain(id, "memory was needed for a newer step, and the store was in trouble: " +
-                        (drain.last.ok() ? "nothing has arrived there for " + std::to_string((now_ - drain.progressed_at) / kNanosPerSecond) + " s"
-                                         : drain.last.message()));
+    GiveUpDrain(id, "memory was needed for a newer step, and the store was in trouble: " + TroubleOf(drain, now_));
     Retire(ns, id);  // Also where retain_every or retain_for would spare it.
     return true;
   }

@@ -533,6 +533,7 @@ TEST_F(Durable, I22_AStoreThatHangsGivesWayToo) {
   EXPECT_EQ(small.TryReserve(writer, 3).status, StatusCode::kNoSpace);
   small.Advance(31 * kNanosPerSecond);
   EXPECT_EQ(small.StatusView()["durable"]["steps_in_trouble"], 1);
+  EXPECT_EQ(small.StatusView()["drains"][0]["trouble"], "nothing has arrived there for 31 s");
   small.Save(writer, 4);
   EXPECT_EQ(small.Wait(writer.client, first, 0, Level::kDurable).status, StatusCode::kClosed);
 }
@@ -581,6 +582,18 @@ TEST_F(Durable, OnlyTheNewestOfWhatMemoryLetGoOfAreListed) {
   EXPECT_EQ(h.Steps(w.client).size(), 18u);  // 16, and the two that memory has.
   EXPECT_EQ(h.stored.size(), 70u) << "the store keeps them all";
   EXPECT_EQ(H::Body<WaitReply>(h.Wait(w.client, first, 0, Level::kDurable)).level, Level::kDurable);
+}
+
+// I-22: what is read keeps its memory, so giving it up would help nobody.
+TEST_F(Durable, I22_AStepThatIsReadIsNotGivenUpInVain) {
+  H small(2, 1, kStore);
+  const H::Writer writer = small.Open(small.Connect(1), 1);
+  small.store_status = kDown;
+  SaveDurable(small, writer, 1);
+  ASSERT_EQ(small.TryRead(writer.client).status, StatusCode::kOk);
+  small.Save(writer, 2);
+  EXPECT_EQ(small.TryReserve(writer, 3).status, StatusCode::kNoSpace);
+  EXPECT_EQ(small.StatusView()["durable"]["steps_waiting"], 1);
 }
 
 // I-14, of what is listed: a launch that was rolled back goes on from a step that is older than those it left behind.

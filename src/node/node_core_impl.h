@@ -232,6 +232,7 @@ class NodeCore::Impl {
   void DrainFailed(const Id128& attempt, const std::string& what, const Status& why);
   void GiveUpDrain(Id128 attempt, const std::string& why);  // By value: callers name it by its entry, which goes.
   bool IsInTrouble(const Drain& drain, Nanos now) const;
+  std::string TroubleOf(const Drain& drain, Nanos now) const;  // For people; empty: none.
   bool AwaitsDurable() const;  // A step is still being written that shall be durable, and all its ranks are at it.
   bool DrainGivesWay(const SessionKey& session);  // To a save, where the store is in trouble. True: memory has become free.
   bool MemoryHelps(const Id128& attempt, const SessionKey& session) const;

@@ -100,7 +100,7 @@ std::string NodeCore::Impl::StatusJson(Nanos now, uint32_t uid, bool all_uids) c
     }
     j["drains"].push_back({{"namespace", drain.ns.ns}, {"step", attempt->key.step}, {"attempt", id.ToHex()}, {"bytes", bytes}, {"bytes_done", done},
                            {"seconds", static_cast<double>(now - drain.began) / kNanosPerSecond}, {"failures", drain.failures},
-                           {"trouble", drain.last.ok() ? "" : drain.last.ToString()},
+                           {"trouble", TroubleOf(drain, now)},
                            {"again_in_ms", drain.retry_at > now ? (drain.retry_at - now) / kNanosPerMilli : 0}});
   }
   j["not_listed"] = Json::array();
