@@ -524,6 +524,32 @@ def test_export_and_show_from_a_store(daemon_with_store: Daemon, url: str, open_
     assert torch.equal(tensors["model.w"], state(40)["model"]["w"])
 
 
+def test_a_step_of_memory_is_made_durable_by_hand(
+    daemon_with_store: Daemon, start_daemon: Start, url: str, open_job: Job
+) -> None:
+    job = open_job(daemon_with_store, "late")
+    job.save(7, {"x": torch.full((5,), 7)})
+    told = cli("make-durable", "7", "--socket", daemon_with_store.socket, "--json")
+    assert json.loads(told)["level"] == "durable"
+    assert bool((safepoint.load(url, namespace="late", step=7)["x"] == 7).all())
+    assert "durable" in cli("make-durable", "7", "--socket", daemon_with_store.socket)  # Again: it is.
+    assert "NotFound" in cli("make-durable", "8", "--socket", daemon_with_store.socket, code=1)
+    without = start_daemon()
+    open_job(without, "late").save(7, {"x": torch.zeros(1)})
+    assert "Unavailable" in cli("make-durable", "7", "--socket", without.socket, code=3)
+
+
+def test_a_step_moves_to_another_store_by_copying_its_folder(
+    daemon_with_store: Daemon, url: str, base: Path, tmp_path: Path, open_job: Job
+) -> None:
+    job = open_job(daemon_with_store, "moved")
+    job.save(7, {"x": torch.full((5,), 7)}, durable=True).wait("durable", timeout=30)
+    shutil.copytree(base, tmp_path / "other")
+    other = f"file://{tmp_path}/other"
+    assert bool((safepoint.load(other)["x"] == 7).all())
+    assert "every block matches" in cli("verify", "--store", other)
+
+
 def test_i38_a_store_that_may_not_be_read_is_denied_by_name(base: Path, url: str) -> None:
     base.chmod(0)
     command = [*without_roots_rights(), sys.executable, "-c", f"import safepoint; safepoint.load({url!r})"]

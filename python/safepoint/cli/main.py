@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from safepoint import errors
-from safepoint.cli import _gc, _interchange
+from safepoint.cli import _durable, _gc, _interchange
 from safepoint.cli._common import (
     EXIT_BAD_NEWS,
     AsJson,
@@ -335,6 +335,7 @@ def pin(
             console.print(f"{name} step {step}: {'not pinned any more' if off else 'pinned'}")
 
 
+app.command(name="make-durable")(_durable.make_durable)
 app.command()(_interchange.export)
 app.command()(_gc.gc)
 app.command(name="import")(_interchange.import_)
