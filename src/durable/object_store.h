@@ -81,6 +81,8 @@ struct CallLimits {
   const std::atomic<bool>* cancelled = nullptr;
   // ReadRange only: what this machine has of the object in a cache of its own is no proof that the store has it. Best with memory of AlignedBuffer.
   bool past_cache = false;
+  // Called while the call gets on although nothing reaches the store: read back, or waiting for its turn. From any thread, also at once.
+  std::function<void()> alive;
   // Put only: called with the number of bytes that have reached the store since the last call; from any thread, one at a time.
   std::function<void(uint64_t)> progress;
 };

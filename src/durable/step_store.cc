@@ -34,11 +34,16 @@ Status CreateSame(ObjectStore& store, const StoreAbilities& abilities, const std
 // The first writer's: a daemon that repeats this after a restart may know more of the lineage by then, but nothing else.
 Status CreateLineage(ObjectStore& store, const StoreAbilities& abilities, const StoredStep& step, const CallLimits& limits) {
   const std::string key = LineageObjectKey(step.records.front().key);
-  SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, AsBytes(MakeLineage(step.lineage)), limits));
+  const std::string content = MakeLineage(step.lineage);
+  SP_ASSIGN_OR_RETURN(const bool made, store.Create(key, AsBytes(content), limits));
   if (made && (abilities.verifies_checksums || SP_PLANTED(never_read_back))) return {};
   SP_ASSIGN_OR_RETURN(const std::string there, ReadObject(store, key, kDocumentMax, limits));
+  if (there == content) return {};
   const auto lineage = ParseLineage(there);
-  return lineage ? Status() : Status(StatusCode::kCorrupt, ObjectUrl(store, key) + ": " + lineage.error().message());
+  const auto of = [](const ledger::Generation& g) { return std::tuple(g.ns, g.uid, g.generation, g.nonce); };
+  if (!made && lineage && of(lineage->front()) == of(step.lineage.front())) return {};
+  return Status(StatusCode::kCorrupt, ObjectUrl(store, key) + (made ? " does not hold what was written there" : " is there already, of another step or damaged") +
+                                          "; it is left as it is");
 }
 
 // Of a step that is about to get its manifest: all of it is there. A listing may lag behind, so what it lacks is asked for by name.
@@ -87,8 +92,10 @@ Result<ConfirmedBy> PutShard(ObjectStore& store, const StoreAbilities& abilities
   if (!there) SP_RETURN_IF_ERROR(store.Put(key, shard, limits));
   // What somebody wrote before is believed no more than what a store wrote that does not look at checksums (I-23).
   const bool read_back = (there.has_value() || !abilities.verifies_checksums) && !SP_PLANTED(never_read_back);
-  CallLimits silent = limits;
-  silent.progress = nullptr;
+  CallLimits silent = limits;  // Nothing new reaches the store.
+  silent.progress = [&limits](uint64_t) {
+    if (limits.alive) limits.alive();
+  };
   if (read_back) SP_RETURN_IF_ERROR(VerifyObject(store, key, record.length_bytes, crcs, silent));
   SP_RETURN_IF_ERROR(CreateSame(store, abilities, ChecksumsObjectKey(record), AsBytesOf(crcs), silent));
   return read_back ? ConfirmedBy::kReadingBack : ConfirmedBy::kStore;
@@ -154,7 +161,9 @@ Result<NewestSteps> ReadNewestSteps(ObjectStore& store, const std::string& ns, u
     }
     const StatusCode code = step.error().code();
     if (code == StatusCode::kNotFound) continue;  // Deleted meanwhile.
-    if (code != StatusCode::kCorrupt && code != StatusCode::kIncomplete) return std::unexpected(step.error());
+    // Said of this step. Another error is of the store.
+    const bool of_the_step = code == StatusCode::kCorrupt || code == StatusCode::kIncomplete || code == StatusCode::kLimit;
+    if (!of_the_step) return std::unexpected(step.error());
     if (newest.steps.empty() && newest.damaged.ok()) newest.damaged = step.error();
   }
   const auto place = [](const StoredStep& s) {
@@ -225,13 +234,15 @@ Status DeleteStep(ObjectStore& store, const StepName& name, const CallLimits& li
 Result<uint64_t> SweepUploads(ObjectStore& store, const std::string& prefix, int64_t begun_before_unix_s, const CallLimits& limits) {
   SP_ASSIGN_OR_RETURN(const std::vector<UnfinishedUpload> uploads, store.ListUploads(prefix, limits));
   uint64_t aborted = 0;
+  Status first;  // One that may not be aborted keeps no other one.
   for (const UnfinishedUpload& upload : uploads) {
     const bool ours = upload.key.starts_with(kProbeFolder) || ParseStepObjectKey(upload.key).has_value();
     if (!ours || (!upload.abandoned && upload.started_unix_s >= begun_before_unix_s)) continue;
     const Status status = store.AbortUpload(upload, limits);
-    if (!status.ok() && status.code() != StatusCode::kNotFound) return std::unexpected(status);
-    ++aborted;
+    if (status.ok() || status.code() == StatusCode::kNotFound) ++aborted;
+    else if (first.ok()) first = status;
   }
+  if (!first.ok()) return std::unexpected(first);
   return aborted;
 }
 

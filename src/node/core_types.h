@@ -63,6 +63,7 @@ struct ShardStored {  // Answer to action::StoreShard. kOk: every byte in the st
 struct ShardProgress {  // Of one that is under way: bytes that have reached the store.
   Hash256 record;
   uint64_t bytes = 0;
+  bool alive = false;  // Since the last time it was read back, or waited for its turn: the store is not what keeps it.
 };
 struct ManifestStored {  // Answer to action::StoreManifest.
   Id128 attempt;

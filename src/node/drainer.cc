@@ -88,16 +88,20 @@ CallLimits Drainer::Limits(Nanos within, const Progress& progress) const {
   CallLimits limits;
   limits.deadline = clock_.Now() + within;
   limits.cancelled = &cancelled_;
-  if (progress) limits.progress = [progress](uint64_t bytes) { *progress += bytes; };
+  if (progress) {
+    limits.progress = [progress](uint64_t bytes) { progress->bytes += bytes; };
+    limits.alive = [progress] { progress->alive = true; };
+  }
   return limits;
 }
 
 // In short pauses, so that the end of the daemon need not wait for a long one.
-void Drainer::WaitForTurn(uint64_t bytes) {
+void Drainer::WaitForTurn(uint64_t bytes, Counts& counts) {
   const Nanos at = rate_.Take(clock_.Now(), bytes);
   while (!cancelled_) {
     const Nanos left = at - clock_.Now();
     if (left <= 0) return;
+    counts.alive = true;
     std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(left, 20 * kNanosPerMilli)));
   }
 }
@@ -113,7 +117,7 @@ void Drainer::Submit(std::function<Event()> job, const std::function<Event(const
 
 void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
   const Hash256 identity = record.Identity();
-  auto progress = std::make_shared<std::atomic<uint64_t>>(0);
+  auto progress = std::make_shared<Counts>();
   progress_[identity] = progress;
   const auto store = [this, record, lease = std::move(lease), progress]() -> Result<ConfirmedBy> {
     const CallLimits limits = Limits(ShardWithin(record.length_bytes, threads_, bytes_per_second_), progress);
@@ -124,7 +128,7 @@ void Drainer::StoreShard(const SealRecord& record, ExtentSet lease) {
     SP_RETURN_IF_ERROR(lease.Read(ChecksumListOffset(record.length_bytes),
                                   {reinterpret_cast<uint8_t*>(source.block_crcs.data()), 4 * source.block_crcs.size()}));
     source.read = [&lease](uint64_t offset, MutableByteSpan out) { return lease.Read(offset, out); };
-    source.pace = [this](uint64_t bytes) { WaitForTurn(bytes); };
+    source.pace = [this, &progress](uint64_t bytes) { WaitForTurn(bytes, *progress); };
     return PutShard(*opened.store, opened.abilities, record, source, limits);
   };
   Submit(
@@ -230,7 +234,7 @@ void Drainer::SweepIfDue() {
 void Drainer::PostProgress() {
   SweepIfDue();
   for (auto it = progress_.begin(); it != progress_.end();) {
-    post_(event::ShardProgress{it->first, *it->second});
+    post_(event::ShardProgress{it->first, it->second->bytes, it->second->alive.exchange(false)});
     it = it->second.use_count() == 1 ? progress_.erase(it) : std::next(it);  // Its job is over.
   }
 }

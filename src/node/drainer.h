@@ -51,10 +51,14 @@ class Drainer {
     StoreAbilities abilities;
   };
   class Door;
-  using Progress = std::shared_ptr<std::atomic<uint64_t>>;
+  struct Counts {
+    std::atomic<uint64_t> bytes = 0;   // That have reached the store.
+    std::atomic<bool> alive = false;   // event::ShardProgress.
+  };
+  using Progress = std::shared_ptr<Counts>;
 
   Drainer(std::string url, uint32_t threads, uint64_t bytes_per_second, const RetentionRule& rule, const Clock& clock, std::function<void(Event)> post);
-  void WaitForTurn(uint64_t bytes);
+  void WaitForTurn(uint64_t bytes, Counts& counts);
   void Submit(std::function<Event()> job, const std::function<Event(const Status&)>& refused);
   CallLimits Limits(Nanos within, const Progress& progress) const;
 

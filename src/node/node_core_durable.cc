@@ -59,15 +59,17 @@ void NodeCore::Impl::WantDurable(const NamespaceKey& ns, const Id128& id, const 
   if (attempt->manifest) AddDrain(ns, *attempt);
 }
 
+std::string NodeCore::Impl::PolicyFor(const NamespaceKey& ns, const Attempt& attempt) const {
+  if (config_.store.empty()) return "";
+  if (config_.durable_every > 0 && attempt.key.step % config_.durable_every == 0) return "every " + std::to_string(config_.durable_every) + " steps";
+  const auto last = durable_at_.find(ns);
+  const bool due = config_.durable_interval > 0 && (last == durable_at_.end() || now_ >= last->second + config_.durable_interval);
+  return due ? "every " + std::to_string(config_.durable_interval / kNanosPerSecond) + " s" : "";
+}
+
 void NodeCore::Impl::ApplyPolicy(const NamespaceKey& ns, const Attempt& completed) {
   if (config_.store.empty()) return;
-  const Id128 id = completed.key.AttemptId();
-  const auto last = durable_at_.find(ns);
-  if (config_.durable_every > 0 && completed.key.step % config_.durable_every == 0) {
-    WantDurable(ns, id, "every " + std::to_string(config_.durable_every) + " steps");
-  } else if (config_.durable_interval > 0 && (last == durable_at_.end() || now_ >= last->second + config_.durable_interval)) {
-    WantDurable(ns, id, "every " + std::to_string(config_.durable_interval / kNanosPerSecond) + " s");
-  }
+  if (const std::string why = PolicyFor(ns, completed); !why.empty()) WantDurable(ns, completed.key.AttemptId(), why);
   if (completed.WantsDurable()) durable_at_[ns] = now_;
 }
 
@@ -131,7 +133,7 @@ void NodeCore::Impl::On(const event::ShardProgress& e) {
   const auto drain = drains_.find(shard->second.first);
   if (drain == drains_.end()) return;
   const auto rank = drain->second.under_way.find(shard->second.second);
-  if (rank == drain->second.under_way.end() || rank->second == e.bytes) return;
+  if (rank == drain->second.under_way.end() || (rank->second == e.bytes && !e.alive)) return;
   rank->second = e.bytes;
   drain->second.progressed_at = now_;
 }
@@ -362,8 +364,7 @@ bool NodeCore::Impl::AwaitsDurable() const {
   if (config_.store.empty()) return false;
   for (const NamespaceKey& ns : catalog_.Namespaces()) {
     for (const Attempt* attempt : catalog_.OpenAttempts(ns)) {
-      const bool by_policy = config_.durable_every > 0 && attempt->key.step % config_.durable_every == 0;
-      if (!by_policy && !attempt->WantsDurable()) continue;
+      if (!attempt->WantsDurable() && PolicyFor(ns, *attempt).empty()) continue;
       const std::vector<uint32_t> ranks = RanksOf(*attempt);  // No new one begins any more.
       if (std::set<uint32_t>(ranks.begin(), ranks.end()).size() == attempt->world_size) return true;
     }

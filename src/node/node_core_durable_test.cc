@@ -538,6 +538,28 @@ TEST_F(Durable, I22_AStoreThatHangsGivesWayToo) {
   EXPECT_EQ(small.Wait(writer.client, first, 0, Level::kDurable).status, StatusCode::kClosed);
 }
 
+// F70: what is being read back, or waits for its turn, is on its way.
+TEST_F(Durable, WhatIsReadBackIsNotStalled) {
+  h.hold_store = true;
+  SaveDurable(1);
+  const auto* sent = [&]() -> const action::StoreShard* {
+    for (const Action& a : h.actions) {
+      if (const auto* s = std::get_if<action::StoreShard>(&a)) return s;
+    }
+    return nullptr;
+  }();
+  ASSERT_TRUE(sent);
+  const Hash256 record = sent->record.Identity();
+  for (int i = 0; i < 4; ++i) {
+    h.Advance(20 * kNanosPerSecond);
+    h.Step(event::ShardProgress{record, 0, true});
+    EXPECT_EQ(h.StatusView()["durable"]["steps_in_trouble"], 0);
+  }
+  h.Advance(31 * kNanosPerSecond);
+  h.Step(event::ShardProgress{record, 0, false});
+  EXPECT_EQ(h.StatusView()["durable"]["steps_in_trouble"], 1);
+}
+
 TEST_F(Durable, NoDeadlineStaysDueWhileAFailedStepWaitsForItsTurn) {
   h.store_status = kDown;
   SaveDurable(1);

@@ -227,6 +227,7 @@ class NodeCore::Impl {
   // --- the durable tier (node_core_durable.cc)
   void WantDurable(const NamespaceKey& ns, const Id128& attempt, const std::string& why);
   void ApplyPolicy(const NamespaceKey& ns, const Attempt& completed);
+  std::string PolicyFor(const NamespaceKey& ns, const Attempt& attempt) const;  // Why a setting would have it durable; empty: none would.
   void AddDrain(const NamespaceKey& ns, const Attempt& attempt);
   void PumpDrains();
   void DrainFailed(const Id128& attempt, const std::string& what, const Status& why);

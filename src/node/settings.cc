@@ -14,6 +14,7 @@ namespace sp {
 namespace {
 
 constexpr uint64_t kMiB = 1u << 20;
+constexpr uint32_t kRetainMax = 1000;
 constexpr uint32_t kSparedDefault = 4;  // Steps that retain_every and retain_for add, at most, where retain_max does not say.
 constexpr uint64_t kGiB = 1u << 30;
 constexpr Nanos kSecond = kNanosPerSecond;
@@ -174,11 +175,11 @@ const std::vector<Row>& Table() {
       Size("extent", &S::extent_bytes, kMiB, kGiB, ", a power of two", "Unit of the pool."),
       Size("ledger", &S::ledger_bytes, kMiB, kGiB, ", a multiple of 1MiB", "Memory for the log that a restarted worker reads."),
       Choice("lock_memory", &S::lock_memory, {"off", "best-effort", "required"}, "Keep the pool out of swap."),
-      Number("retain", &S::retain, 1, 1000, "Complete steps kept per namespace."),
+      Number("retain", &S::retain, 1, kRetainMax, "Complete steps kept per namespace."),
       Number("retain_every", &S::retain_every, 0, kStepMax, "And steps that are a multiple of it, up to retain_max in all; 0: none."),
       Duration("retain_for", &S::retain_for, kSecond, 366 * 24 * kHour, true,
                "And steps that became complete less than so long before the newest, up to retain_max in all."),
-      Number("retain_max", &S::retain_max, 1, 1000, "Complete steps kept per namespace, with those that retain_every and retain_for add."),
+      Number("retain_max", &S::retain_max, 1, kRetainMax, "Complete steps kept per namespace, with those that retain_every and retain_for add."),
       Duration("lease", &S::lease, kSecond, kHour, false, "A writer that is not heard of for so long loses its lease."),
       Duration("pin", &S::pin, kSecond, kHour, false, "A restore that is not heard of for so long loses its hold on the step."),
       Duration("handshake", &S::handshake, kSecond, 60 * kSecond, false, "A new connection must say Hello within this."),
@@ -213,7 +214,7 @@ const std::vector<Row>& Table() {
 // What depends on other settings when nobody gave a value.
 void ApplyDefaults(Settings& s, const GivenValues& given, AvailableBytes available) {
   const auto missing = [&](const char* name) { return !given.contains(name); };
-  if (missing("retain_max")) s.retain_max = s.retain + (s.retain_every > 0 || s.retain_for > 0 ? kSparedDefault : 0);
+  if (missing("retain_max")) s.retain_max = std::min<uint32_t>(s.retain + (s.retain_every > 0 || s.retain_for > 0 ? kSparedDefault : 0), kRetainMax);
   if (missing("extent")) {
     const uint64_t pool = missing("pool") ? available.value_or(0) / 2 : s.pool_bytes;
     s.extent_bytes = s.is_private ? kExtentDefaultPrivate : kExtentDefault;

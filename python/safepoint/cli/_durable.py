@@ -39,8 +39,8 @@ def make_durable(
         name = the_namespace(client, namespace)
         with client.open_read(name, step=step) as reading:
             attempt, size = reading.info.attempt, reading.info.bytes
+            level = "durable" if reading.info.level == "durable" else "requested"
             client.make_durable(name, attempt)  # Holds it from here on.
-        level = "requested"
         until = None if timeout is None else time.monotonic() + timeout
         columns = (
             TextColumn("{task.description}"),
@@ -58,7 +58,8 @@ def make_durable(
                 except errors.DeadlineExceeded as error:
                     drains = {d["attempt"]: d for d in json.loads(client.status())["drains"]}
                     drain = drains.get(attempt.hex(), {})
-                    progress.update(task, completed=drain.get("bytes_done", 0))
+                    told = f"step {step} {drain.get('trouble', '')}".strip()
+                    progress.update(task, description=told, completed=drain.get("bytes_done", 0))
                     if until is not None and time.monotonic() >= until:
                         trouble = (
                             drain.get("trouble") or f"{drain.get('bytes_done', 0)} of {size} bytes are in the store"
