@@ -18,14 +18,13 @@
 #include <vector>
 
 #include "durable/s3_calls.h"
+#include "durable/s3_library.h"
 #include "durable/s3_xml.h"
 
 namespace sp {
 namespace {
 
 constexpr uint64_t kMemoryLimit = uint64_t{12} << 30;  // Of the library's buffer pool, which these requests do not use.
-
-aws_byte_cursor Cursor(std::string_view text) { return {text.size(), reinterpret_cast<uint8_t*>(const_cast<char*>(text.data()))}; }
 
 template <typename T>
 T* Need(T* made) {
@@ -68,7 +67,7 @@ struct Request {
 
   static int OnHeaders(aws_s3_meta_request*, const aws_http_headers* headers, int, void* data) {
     aws_byte_cursor value{};
-    if (aws_http_headers_get(headers, Cursor("ETag"), &value) == AWS_OP_SUCCESS) {
+    if (aws_http_headers_get(headers, AwsCursor("ETag"), &value) == AWS_OP_SUCCESS) {
       static_cast<Request*>(data)->etag.assign(reinterpret_cast<const char*>(value.ptr), value.len);
     }
     return AWS_OP_SUCCESS;
@@ -89,7 +88,7 @@ class AwsCS3::Impl {
     aws_allocator* const allocator = aws_default_allocator();
     aws_s3_library_init(allocator);
     const std::string authority = S3Authority(options);
-    const aws_byte_cursor text = Cursor(authority);
+    const aws_byte_cursor text = AwsCursor(authority);
     if (aws_uri_init_parse(&endpoint, allocator, &text) != AWS_OP_SUCCESS) std::exit(1);
     aws_event_loop_group_options loop_options{};
     loop_options.loop_count = static_cast<uint16_t>(options.threads);
@@ -108,17 +107,17 @@ class AwsCS3::Impl {
     tls = Need(aws_tls_client_ctx_new(allocator, &tls_options));
     aws_tls_ctx_options_clean_up(&tls_options);
     aws_credentials_provider_static_options keys{};
-    keys.access_key_id = Cursor(options.credentials->access_key_id);
-    keys.secret_access_key = Cursor(options.credentials->secret_access_key);
+    keys.access_key_id = AwsCursor(options.credentials->access_key_id);
+    keys.secret_access_key = AwsCursor(options.credentials->secret_access_key);
     provider = Need(aws_credentials_provider_new_static(allocator, &keys));
 
     aws_tls_connection_options connection_tls{};
     aws_tls_connection_options_init_from_ctx(&connection_tls, tls);
     aws_signing_config_aws signing{};
-    aws_s3_init_default_signing_config(&signing, Cursor(options.region), provider);
+    aws_s3_init_default_signing_config(&signing, AwsCursor(options.region), provider);
     aws_s3_client_config config{};
     config.max_active_connections_override = options.connections_max;
-    config.region = Cursor(options.region);
+    config.region = AwsCursor(options.region);
     config.client_bootstrap = bootstrap;
     config.tls_mode = authority.starts_with("https:") ? AWS_MR_TLS_ENABLED : AWS_MR_TLS_DISABLED;
     config.tls_connection_options = &connection_tls;
@@ -144,16 +143,16 @@ class AwsCS3::Impl {
     aws_http_message* const message = Need(aws_http_message_new_request(aws_default_allocator()));
     const auto add = [&](std::string_view name, std::string_view value) {
       aws_http_header header{};
-      header.name = Cursor(name);
-      header.value = Cursor(value);
+      header.name = AwsCursor(name);
+      header.value = AwsCursor(value);
       aws_http_message_add_header(message, header);
     };
     const aws_byte_cursor host = *aws_uri_authority(&endpoint);
-    aws_http_message_set_request_method(message, Cursor(method));
-    aws_http_message_set_request_path(message, Cursor(path));
-    add("host", {reinterpret_cast<const char*>(host.ptr), host.len});
+    aws_http_message_set_request_method(message, AwsCursor(method));
+    aws_http_message_set_request_path(message, AwsCursor(path));
+    add("host", AwsText(host));
     aws_signing_config_aws signing{};
-    aws_s3_init_default_signing_config(&signing, Cursor(options.region), provider);
+    aws_s3_init_default_signing_config(&signing, AwsCursor(options.region), provider);
     aws_s3_meta_request_options meta{};
     meta.signing_config = &signing;
     meta.message = message;
@@ -165,8 +164,8 @@ class AwsCS3::Impl {
     if (request->into.buffer == nullptr) {
       add("content-length", std::to_string(body.size()));
       meta.type = AWS_S3_META_REQUEST_TYPE_DEFAULT;
-      meta.operation_name = Cursor("UploadPart");
-      meta.request_body = Cursor(AsText(body));
+      meta.operation_name = AwsCursor("UploadPart");
+      meta.request_body = AwsCursor(AsText(body));
     } else {
       add("range", "bytes=" + std::to_string(offset) + "-" + std::to_string(offset + request->into.capacity - 1));
       meta.type = AWS_S3_META_REQUEST_TYPE_GET_OBJECT;

@@ -19,6 +19,15 @@ struct Durable : testing::Test {
     EXPECT_EQ(node.TrySeal(writer, r.lease).status, StatusCode::kOk) << step;
     return r.attempt;
   }
+  bool Ends() const {
+    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
+  }
+  const action::StoreShard* FirstSent() const {
+    for (const Action& a : h.actions) {
+      if (const auto* s = std::get_if<action::StoreShard>(&a)) return s;
+    }
+    return nullptr;
+  }
   Frame Ask(const Id128& attempt) { return h.Ask(w.client, MessageType::kMakeDurable, MakeDurableRequest{"job", attempt}); }
   Id128 SaveDurable(uint64_t step) { return SaveDurable(h, w, step); }
   Level LevelOf(uint64_t step) {
@@ -349,36 +358,27 @@ TEST_F(Durable, ADaemonThatIsToEndDrainsFirst) {
   h.hold_store = true;
   SaveDurable(1);
   h.Step(event::Shutdown{});
-  const auto ends = [&] {
-    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
-  };
-  EXPECT_FALSE(ends());
+  EXPECT_FALSE(Ends());
   EXPECT_TRUE(h.core->IsDraining());
   h.hold_store = false;
   h.Release();
-  EXPECT_TRUE(ends());
+  EXPECT_TRUE(Ends());
   EXPECT_EQ(h.stored.size(), 1u);
 }
 
 // Also what is still being copied: its ranks are at it, and the trainer need not know that the daemon is to end.
 TEST_F(Durable, ADaemonThatIsToEndWaitsForTheStepThatIsBeingWritten) {
-  const auto ends = [&] {
-    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
-  };
   const ReserveReply r = h.Reserve(w, 1);
   ASSERT_EQ(Ask(r.attempt).status, StatusCode::kOk);
   h.Step(event::Shutdown{});
-  EXPECT_FALSE(ends());
+  EXPECT_FALSE(Ends());
   EXPECT_TRUE(h.core->IsDraining());
   EXPECT_EQ(h.TrySeal(w, r.lease).status, StatusCode::kOk);
-  EXPECT_TRUE(ends());
+  EXPECT_TRUE(Ends());
   EXPECT_EQ(h.stored.size(), 1u);
 }
 
 TEST_F(Durable, ADaemonThatIsToEndDoesNotWaitInVain) {
-  const auto ends = [&] {
-    return std::ranges::any_of(h.actions, [](const Action& a) { return std::holds_alternative<action::ExitDaemon>(a); });
-  };
   // A rank that has not begun cannot begin any more; one that gives up, or dies, does not come back.
   const H::Writer pair = h.Open(h.Connect(3), 3, 2, 0, ParentMode::kFresh);
   const ReserveReply half = h.Reserve(pair, 1);
@@ -389,9 +389,9 @@ TEST_F(Durable, ADaemonThatIsToEndDoesNotWaitInVain) {
   const ReserveReply wanted = h.Reserve(last, 1);
   ASSERT_EQ(h.Ask(last.client, MessageType::kMakeDurable, MakeDurableRequest{"third", wanted.attempt}).status, StatusCode::kOk);
   h.Step(event::Shutdown{});
-  EXPECT_FALSE(ends());
+  EXPECT_FALSE(Ends());
   h.Abort(last.client, wanted.lease);
-  EXPECT_TRUE(ends());
+  EXPECT_TRUE(Ends());
 }
 
 TEST_F(Durable, FewShardsAreOnTheirWayAtOnce) {
@@ -542,12 +542,7 @@ TEST_F(Durable, I22_AStoreThatHangsGivesWayToo) {
 TEST_F(Durable, WhatIsReadBackIsNotStalled) {
   h.hold_store = true;
   SaveDurable(1);
-  const auto* sent = [&]() -> const action::StoreShard* {
-    for (const Action& a : h.actions) {
-      if (const auto* s = std::get_if<action::StoreShard>(&a)) return s;
-    }
-    return nullptr;
-  }();
+  const auto* sent = FirstSent();
   ASSERT_TRUE(sent);
   const Hash256 record = sent->record.Identity();
   for (int i = 0; i < 4; ++i) {
@@ -583,12 +578,7 @@ TEST_F(Durable, I30_AFailedStepIsTriedAgainWhateverHappensMeanwhile) {
 TEST_F(Durable, ProgressIsShown) {
   h.hold_store = true;
   SaveDurable(1);
-  const auto* sent = [&]() -> const action::StoreShard* {
-    for (const Action& a : h.actions) {
-      if (const auto* s = std::get_if<action::StoreShard>(&a)) return s;
-    }
-    return nullptr;
-  }();
+  const auto* sent = FirstSent();
   ASSERT_TRUE(sent);
   h.Step(event::ShardProgress{sent->record.Identity(), 1000});
   const auto drain = h.StatusView()["drains"][0];

@@ -14,9 +14,9 @@ namespace sp {
 namespace {
 
 constexpr uint64_t kMiB = 1u << 20;
+constexpr uint64_t kGiB = 1u << 30;
 constexpr uint32_t kRetainMax = 1000;
 constexpr uint32_t kSparedDefault = 4;  // Steps that retain_every and retain_for add, at most, where retain_max does not say.
-constexpr uint64_t kGiB = 1u << 30;
 constexpr Nanos kSecond = kNanosPerSecond;
 constexpr Nanos kHour = 3600 * kSecond;
 constexpr uint64_t kExtentDefault = 64 * kMiB;

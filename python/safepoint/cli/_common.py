@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from safepoint import _connect, _core, errors
 
@@ -49,6 +50,18 @@ def reported() -> Iterator[None]:
         unreachable = isinstance(error, errors.Unavailable | errors.DeadlineExceeded | errors.ProtocolError)
         usage = isinstance(error, errors.InvalidArgument)
         raise SystemExit(EXIT_UNAVAILABLE if unreachable else EXIT_USAGE if usage else EXIT_BAD_NEWS) from error
+
+
+def progress_of_bytes(*, disable: bool) -> Progress:
+    """What is done, how fast it goes and how long it takes yet, on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=stderr, disable=disable)
 
 
 def human_bytes(count: int) -> str:

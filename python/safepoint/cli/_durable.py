@@ -7,7 +7,6 @@ import time
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from safepoint import errors
 from safepoint.cli._common import (
@@ -17,8 +16,8 @@ from safepoint.cli._common import (
     connect,
     console,
     print_json,
+    progress_of_bytes,
     reported,
-    stderr,
     the_namespace,
 )
 
@@ -42,14 +41,7 @@ def make_durable(
             level = "durable" if reading.info.level == "durable" else "requested"
             client.make_durable(name, attempt)  # Holds it from here on.
         until = None if timeout is None else time.monotonic() + timeout
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=stderr, disable=as_json or not wait) as progress:
+        with progress_of_bytes(disable=as_json or not wait) as progress:
             task = progress.add_task(f"step {step}", total=size)
             while wait and level != "durable":
                 left = _LOOK_SECONDS if until is None else min(_LOOK_SECONDS, until - time.monotonic())

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from safepoint import errors
@@ -22,6 +22,7 @@ from safepoint.cli._common import (
     console,
     human_bytes,
     print_json,
+    progress_of_bytes,
     reported,
     stderr,
     the_namespace,
@@ -249,14 +250,7 @@ def verify(
         if not steps and not corrupt:
             raise errors.NotFound(f"namespace {name} has no complete step" + ("" if step is None else f" {step}"))
         total = sum(i.bytes for i in steps)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=stderr, disable=as_json) as progress:
+        with progress_of_bytes(disable=as_json) as progress:
             task = progress.add_task("verify", total=total)
             for info in list(steps):
                 try:
