@@ -64,6 +64,7 @@ def kill_worker_with_open_lease(daemon: Daemon, kill: Kill) -> None:
             continue  # A status call takes about 0.1 ms; a copy takes several.
         owner = int(held[0]["pid"])
         os.kill(owner, signal.SIGSTOP)
+        time.sleep(0.05)  # A seal that it had sent already is through by then.
         if any(
             int(lease["pid"]) == owner for lease in daemon.status()["leases"]
         ):  # Still open, and it cannot be sealed any more.
